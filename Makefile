@@ -1,0 +1,67 @@
+# Every verb installs what it needs; none needs a step before it.
+PORT      ?= 3000
+WEIGHTS   ?= openai
+MODEL_DIR ?= model
+TORCH     ?= cpu
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help run model test lint format check lock clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1 - /p' Makefile
+
+run: $(VENV)/.export $(MODEL_DIR)/model.json  ## serve on PORT=3000 (WEIGHTS=openai|synthetic, MODEL_DIR=model)
+	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/uvicorn handler.main:app --host 0.0.0.0 --port $(PORT)
+
+model: $(VENV)/.export  ## export the model again, into MODEL_DIR
+	$(BIN)/python -m export --out $(MODEL_DIR) $(EXPORT_$(WEIGHTS))
+
+$(MODEL_DIR)/model.json: | $(VENV)/.export
+	$(BIN)/python -m export --out $(MODEL_DIR) $(EXPORT_$(WEIGHTS))
+
+EXPORT_openai    := --or-synthetic
+EXPORT_synthetic := --synthetic
+
+test: $(VENV)/.dev  ## every test that needs no container engine
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.dev  ## style and formatting
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+format: $(VENV)/.dev  ## make lint pass
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+check: lint  ## lint and types
+	$(BIN)/mypy
+
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes pyproject.toml
+lock: $(VENV)/.dev  ## pin the newest versions of everything, with hashes
+	$(LOCK) --upgrade -o requirements.txt
+	$(LOCK) --upgrade --extra server --extra torch --extra export -c requirements.txt -o requirements-export.txt
+	$(LOCK) --upgrade --all-extras -c requirements-export.txt -o requirements-dev.txt
+
+# --- installation: each stamp is newer than the list it was installed from -----------------------
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.export: requirements-export.txt requirements-torch.txt | $(BIN)/python
+	$(PIP) install -r requirements-export.txt
+	$(PIP) install --retries 2 --no-deps $(TORCH_$(TORCH))
+	@touch $@
+
+TORCH_cpu  := -r requirements-torch.txt
+TORCH_cuda := torch==2.13.0 torchvision==0.28.0
+
+$(VENV)/.dev: requirements-dev.txt $(VENV)/.export
+	$(PIP) install -r requirements-dev.txt
+	@touch $@
+
+clean:  ## remove what make made, except downloads
+	rm -rf $(VENV) $(MODEL_DIR) .pytest_cache .mypy_cache .ruff_cache .coverage

@@ -1,0 +1,1 @@
+"""Build time only: OpenAI's checkpoint -> ``model/``, behind a parity gate. Needs torch and clip."""

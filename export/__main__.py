@@ -1,0 +1,167 @@
+"""``python -m export --out model``: checkpoint -> ``model/``, or nothing at all."""
+
+import argparse
+import base64
+import importlib.metadata
+import io
+import json
+import platform
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from export import checkpoint, graph, images, parity
+from export.checkpoint import DownloadError, ExportError, Reference
+from handler import __version__
+from handler.engines import Engine
+from handler.engines.onnx_cpu import OnnxCpuEngine
+from handler.engines.torch_clip import TorchClipEngine
+from handler.model import FORMAT, Model
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+"""clip.clip._transform's; `_card` refuses a clip whose own differ."""
+
+HELP = """\
+The official checkpoint could not be downloaded:
+  {error}
+To use it, fetch ViT-B-32.pt on a machine that can reach
+  {url}
+and put it at {cache}/ViT-B-32.pt, or pass it with --checkpoint FILE."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the export; 0, or 1 with the reason on stderr and no model folder left behind."""
+    options = _parse(arguments)
+    out: Path = options.out
+    if out.exists() and any(out.iterdir()) and not (out / "model.json").exists():
+        print(f"{out} is not empty and holds no model: choose another --out", file=sys.stderr)
+        return 1
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        reference = _reference(options)
+        print(f"checkpoint  {reference.path} ({reference.weights}, sha256 {reference.sha256[:12]}...)")
+        rows = write_model(reference, partial)
+    except ExportError as error:
+        print(error, file=sys.stderr)
+        return 1
+    else:
+        shutil.rmtree(out, ignore_errors=True)
+        if failed := [row for row in rows if not row.passed]:
+            print(parity.table(rows), file=sys.stderr)
+            print(f"{len(failed)} of {len(rows)} comparisons failed: no model written", file=sys.stderr)
+            return 1
+        partial.rename(out)
+        _report(out, rows)
+        return 0
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("model"), help="folder to write (default: model)")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--checkpoint", type=Path, help="a local ViT-B/32 TorchScript file")
+    source.add_argument("--synthetic", action="store_true", help="seeded noise instead of weights")
+    source.add_argument(
+        "--or-synthetic",
+        action="store_true",
+        help="the official checkpoint; seeded noise, loudly, if it cannot be downloaded",
+    )
+    return parser.parse_args(arguments)
+
+
+def _reference(options: argparse.Namespace) -> Reference:
+    synthetic = options.synthetic
+    path = options.checkpoint
+    if path is None and not synthetic:
+        try:
+            path = checkpoint.fetch()
+        except DownloadError as error:
+            url, cache = checkpoint.OFFICIAL_URL, checkpoint.CACHE
+            text = HELP.format(error=error, url=url, cache=cache)
+            if not options.or_synthetic:
+                raise ExportError(f"{text}\nOr pass --synthetic for weights that mean nothing.") from error
+            print(f"{text}\nGoing on with SYNTHETIC weights: vectors will mean nothing.", file=sys.stderr)
+            synthetic = True
+    if synthetic:
+        path = checkpoint.make_synthetic(checkpoint.CACHE / "ViT-B-32-synthetic.pt")
+    return checkpoint.load_reference(path, synthetic)
+
+
+def write_model(reference: Reference, directory: Path) -> list[parity.Row]:
+    """Write every file of a model folder and compare its engines with clip, image by image."""
+    state = {name: value.float() for name, value in reference.model.visual.state_dict().items()}
+    weights = {name: value.numpy() for name, value in state.items()}
+    graph.save(graph.build(weights, np.array(MEAN), np.array(STD)), directory)
+    # Half where that loses nothing, as in the graph.
+    halves = {name: v.half() if torch.equal(v.half().float(), v) else v for name, v in state.items()}
+    torch.save(halves, directory / "visual.pt")
+
+    card = _card(reference, directory)
+    path = directory / "model.json"
+    path.write_text(json.dumps(card, indent=2))
+    model = Model.load(directory)  # through the reader that the service uses
+    engines: list[Engine] = [OnnxCpuEngine(model, threads=0), TorchClipEngine(model, device="cpu")]
+    rows = parity.compare(reference, engines, images.parity_images())
+    card["parity"] = parity.summary(rows)
+    path.write_text(json.dumps(card, indent=2))
+    return rows
+
+
+def _card(reference: Reference, directory: Path) -> dict[str, object]:
+    """What ``model.json`` holds: all that a reader needs to trust a vector."""
+    normalize = reference.preprocess.transforms[-1]  # type: ignore[attr-defined]
+    if (tuple(normalize.mean), tuple(normalize.std)) != (MEAN, STD):
+        raise ExportError(f"this clip normalises with {normalize.mean}, {normalize.std}: not OpenAI's")
+    golden = images.golden_image()
+    embedding = parity.reference_embedding(reference, Image.open(io.BytesIO(golden)))
+    packages = ("torch", "openai-clip", "torchvision", "onnx", "onnxruntime", "numpy", "pillow")
+    return {
+        "format": FORMAT,
+        "model": "ViT-B/32",
+        "embedding_size": 512,
+        "weights": reference.weights,
+        "checkpoint": {"file": reference.path.name, "sha256": reference.sha256},
+        "preprocessing": {
+            "steps": ["resize shorter side", "centre crop", "RGB", "scale to [0, 1]", "normalise"],
+            "size": 224,
+            "interpolation": "bicubic",
+            "mean": MEAN,
+            "std": STD,
+        },
+        "versions": {
+            "exporter": __version__,
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages},
+        },
+        "golden": {
+            "image": base64.b64encode(golden).decode(),
+            "embedding": [float(str(x)) for x in embedding],
+        },
+        "files": {
+            file.name: {"bytes": file.stat().st_size, "sha256": checkpoint.sha256_of(file)}
+            for file in sorted(directory.iterdir())
+        },
+    }
+
+
+def _report(out: Path, rows: list[parity.Row]) -> None:
+    figures = parity.summary(rows)
+    print(
+        f"parity      {figures['images']} images, pixels identical in all, smallest cosine "
+        f"{figures['min_cosine']:.8f}, largest difference {figures['max_difference']:.1e}"
+    )
+    for file in sorted(out.iterdir()):
+        print(f"written     {out / file.name}  {file.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

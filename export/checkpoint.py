@@ -1,0 +1,158 @@
+"""Where the weights come from: OpenAI's official file, a file of the user's, or seeded noise."""
+
+import hashlib
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from handler.engines.torch_clip import import_clip
+
+OFFICIAL_SHA256 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
+OFFICIAL_URL = f"https://openaipublic.azureedge.net/clip/models/{OFFICIAL_SHA256}/ViT-B-32.pt"
+CACHE = Path("~/.cache/clip").expanduser()
+"""Where ``clip.load`` keeps its downloads, so that one download serves both."""
+
+VIT_B_32 = (512, 224, 12, 768, 32, 77, 49408, 512, 8, 12)
+"""clip.model.CLIP's arguments for ViT-B/32."""
+
+
+class ExportError(RuntimeError):
+    """The export cannot go on; the text says what to do about it."""
+
+
+class DownloadError(ExportError):
+    """The official checkpoint could not be fetched."""
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A checkpoint as ``clip`` itself loads it: fp32 on CPU, with clip's own preprocessing."""
+
+    path: Path
+    sha256: str
+    weights: str
+    """``openai``, ``custom`` or ``synthetic``."""
+    model: Any
+    """clip.model.CLIP."""
+    preprocess: Callable[[Image.Image], torch.Tensor]
+    """PIL image -> float32 [3, 224, 224], normalised."""
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file of any size."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fetch(url: str = OFFICIAL_URL, sha256: str = OFFICIAL_SHA256, directory: Path = CACHE) -> Path:
+    """Download `url` into `directory`, verified, unless a verified copy is there already.
+
+    Raises:
+        DownloadError: unreachable, broken off, or not the bytes `sha256` promises.
+
+    """
+    target = directory / url.rsplit("/", 1)[-1]
+    if target.is_file():
+        if sha256_of(target) == sha256:
+            return target
+        print(f"{target} is not the file expected (sha256 differs): downloading it again")
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+    try:
+        digest = _download(url, partial)
+        if digest != sha256:
+            raise DownloadError(f"{url} gave other bytes than expected: sha256 {digest}, not {sha256}")
+        partial.replace(target)
+    except (OSError, urllib.error.URLError) as error:
+        raise DownloadError(f"{url} could not be downloaded: {getattr(error, 'reason', error)}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def _download(url: str, target: Path) -> str:
+    digest = hashlib.sha256()
+    with urllib.request.urlopen(url, timeout=30) as source, target.open("wb") as output:  # noqa: S310
+        size = int(source.headers.get("Content-Length") or 0)
+        with tqdm(total=size or None, desc=target.name.split(".")[0], unit="B", unit_scale=True) as bar:
+            while block := source.read(1 << 20):
+                output.write(block)
+                digest.update(block)
+                bar.update(len(block))
+    if size and target.stat().st_size != size:
+        raise OSError(f"broke off after {target.stat().st_size:,} of {size:,} bytes")
+    return digest.hexdigest()
+
+
+def make_synthetic(path: Path, seed: int = 0) -> Path:
+    """Write a full-size ViT-B/32 checkpoint in OpenAI's TorchScript format, of seeded noise.
+
+    Weights as torch initialises them barely tell images apart, which would hide mistakes from a
+    parity check. With the attention's input and output projections doubled, photographs score
+    about 0.1 against each other: sharper than the trained model.
+    """
+    clip = import_clip()
+    torch.manual_seed(seed)
+    model = clip.model.CLIP(*VIT_B_32).eval()
+    with torch.no_grad():
+        for block in model.visual.transformer.resblocks:
+            block.attn.in_proj_weight.mul_(2)
+            block.attn.out_proj.weight.mul_(2)
+    clip.model.convert_weights(model)
+    for name, value in (("input_resolution", 224), ("context_length", 77), ("vocab_size", 49408)):
+        # As tensors in the archive, which is where OpenAI's own have them.
+        if name in model.__dict__:
+            delattr(model, name)
+        model.register_buffer(name, torch.tensor(value))
+    traced = torch.jit.trace(
+        model,
+        (torch.zeros(1, 3, 224, 224), torch.zeros(1, 77, dtype=torch.int64)),
+        check_trace=False,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.jit.save(traced, path)
+    return path
+
+
+def load_reference(path: Path, synthetic: bool = False) -> Reference:
+    """Load a checkpoint with ``clip.load`` and make sure it is a ViT-B/32.
+
+    Raises:
+        ExportError: not a TorchScript archive, or another architecture.
+
+    """
+    clip = import_clip()
+    if not path.is_file():
+        raise ExportError(f"no such file: {path}")
+    try:
+        torch.jit.load(path, map_location="cpu")
+    except RuntimeError as error:
+        raise ExportError(
+            f"{path} is not a TorchScript archive, the format of OpenAI's own checkpoints: "
+            "save a fine-tuned model with torch.jit.save(torch.jit.trace(...))"
+        ) from error
+    model, preprocess = clip.load(str(path), device="cpu", jit=False)
+    visual = model.visual
+    found = (
+        getattr(visual, "output_dim", None),
+        getattr(visual, "input_resolution", None),
+        getattr(getattr(visual, "transformer", None), "layers", None),
+        getattr(getattr(visual, "transformer", None), "width", None),
+        visual.conv1.weight.shape[-1],
+    )
+    if found != VIT_B_32[:5]:
+        raise ExportError(
+            f"{path} is not a ViT-B/32: (embedding, resolution, layers, width, patch) is {found}, "
+            f"expected {VIT_B_32[:5]}"
+        )
+    digest = sha256_of(path)
+    weights = "synthetic" if synthetic else "openai" if digest == OFFICIAL_SHA256 else "custom"
+    return Reference(path, digest, weights, model, preprocess)

@@ -1,0 +1,105 @@
+"""The pictures of the parity gate: photographs, and every awkward kind of file that callers send.
+
+The photographs come with scikit-image and are in the public domain or CC0.
+"""
+
+import io
+
+import numpy as np
+import skimage.data
+from PIL import Image
+
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "camera", "retina", "brick")
+_ORIENTATION = 0x0112
+
+
+def photograph(name: str) -> Image.Image:
+    """One of `PHOTOGRAPHS`, RGB or L."""
+    return Image.fromarray(getattr(skimage.data, name)())
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    """The bytes of `image` as a file of the Pillow format `kind`."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def golden_image() -> bytes:
+    """The small JPEG whose vector the start-up self-check compares: not square, so that it resizes."""
+    image = photograph("coffee").resize((320, 213), Image.Resampling.LANCZOS)
+    return encoded(image, "JPEG", quality=85)
+
+
+def parity_images() -> dict[str, bytes]:
+    """Name -> file. About forty; square ones are few because they hide mistakes in resizing."""
+    images = {f"photograph {name}": encoded(photograph(name), "PNG") for name in PHOTOGRAPHS}
+    return images | _shapes() | _modes() | _formats()
+
+
+def _shapes() -> dict[str, bytes]:
+    rocket, coffee = photograph("rocket"), photograph("coffee")
+    sizes = {
+        "already 224 x 224": (224, 224),
+        "odd 225 x 337": (225, 337),
+        "odd 451 x 299": (451, 299),
+        "short side 224": (224, 301),
+        "tiny 3 x 2": (3, 2),
+        "tiny 1 x 1": (1, 1),
+        "very wide 2000 x 40": (2000, 40),
+        "very tall 31 x 1500": (31, 1500),
+    }
+    shapes = {name: encoded(rocket.resize(size), "PNG") for name, size in sizes.items()}
+    shapes["large 4000 x 2667 JPEG"] = encoded(coffee.resize((4000, 2667)), "JPEG", quality=90)
+    return shapes
+
+
+def _modes() -> dict[str, bytes]:
+    chelsea = photograph("chelsea")
+    width, height = chelsea.size
+    ramp = np.linspace(0, 255, width, dtype=np.uint8)
+    alpha = Image.fromarray(np.broadcast_to(ramp, (height, width)).copy())
+    grey = chelsea.convert("L")
+    rgba, la = chelsea.copy(), grey.copy()
+    rgba.putalpha(alpha)
+    la.putalpha(alpha)
+    palette = chelsea.quantize(64)
+    deep = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
+    return {
+        "palette": encoded(palette, "PNG"),
+        "palette, one colour transparent": encoded(palette, "PNG", transparency=3),
+        "palette, alpha per colour": encoded(palette, "PNG", transparency=bytes(range(0, 256, 4))),
+        "L": encoded(grey, "PNG"),
+        "LA": encoded(la, "PNG"),
+        "RGBA with real transparency": encoded(rgba, "PNG"),
+        "1-bit": encoded(chelsea.convert("1"), "PNG"),
+        "16-bit grey": encoded(deep, "PNG"),
+        "CMYK JPEG": encoded(chelsea.convert("CMYK"), "JPEG", quality=92),
+        "CMYK TIFF": encoded(chelsea.convert("CMYK"), "TIFF"),
+        "RGB, one colour transparent": encoded(chelsea, "PNG", transparency=(200, 150, 100)),
+    }
+
+
+def _formats() -> dict[str, bytes]:
+    coffee = photograph("coffee")
+    transparent = coffee.copy()
+    transparent.putalpha(coffee.convert("L"))
+    exif = Image.Exif()
+    exif[_ORIENTATION] = 6
+    frames = [photograph("chelsea").quantize(128), photograph("coffee").resize((451, 300)).quantize(128)]
+    return {
+        "JPEG": encoded(coffee, "JPEG", quality=85),
+        "JPEG 4:4:4": encoded(coffee, "JPEG", quality=95, subsampling=0),
+        "JPEG grey": encoded(coffee.convert("L"), "JPEG"),
+        "progressive JPEG": encoded(coffee, "JPEG", progressive=True),
+        "EXIF-rotated JPEG": encoded(coffee, "JPEG", exif=exif),
+        "MPO": encoded(coffee, "MPO", save_all=True, append_images=[photograph("rocket")]),
+        "WebP": encoded(coffee, "WEBP", quality=80),
+        "WebP lossless with alpha": encoded(transparent, "WEBP", lossless=True),
+        "GIF": encoded(frames[0], "GIF"),
+        "GIF animated": encoded(frames[0], "GIF", save_all=True, append_images=frames[1:]),
+        "BMP": encoded(coffee, "BMP"),
+        "TIFF deflate": encoded(coffee, "TIFF", compression="tiff_adobe_deflate"),
+        "AVIF": encoded(coffee, "AVIF", quality=70),
+        "interlaced-size PNG 641 x 427": encoded(photograph("rocket").resize((641, 427)), "PNG"),
+    }

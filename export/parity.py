@@ -1,0 +1,89 @@
+"""The parity gate: every exported engine against ``clip`` itself, image by image."""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from export.checkpoint import Reference
+from handler import image
+from handler.config import Config
+from handler.engines import Engine
+
+MIN_COSINE = 0.9999
+MAX_DIFFERENCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image through one engine, beside clip."""
+
+    name: str
+    engine: str
+    identical_pixels: bool
+    """Equal to ``preprocess`` before normalisation."""
+    cosine: float
+    max_difference: float
+    """Largest difference of one element of two unit vectors."""
+
+    @property
+    def passed(self) -> bool:
+        """Within every limit; written so that NaN fails."""
+        close = self.cosine >= MIN_COSINE and self.max_difference <= MAX_DIFFERENCE
+        return self.identical_pixels and close
+
+
+def reference_pixels(reference: Reference, picture: Image.Image) -> NDArray[np.uint8]:
+    """uint8 RGB [224, 224, 3] as clip's own ``preprocess`` has it just before ``ToTensor``."""
+    for transform in reference.preprocess.transforms[:-2]:  # type: ignore[attr-defined]
+        picture = transform(picture)
+    return np.asarray(picture)
+
+
+@torch.inference_mode()
+def reference_embedding(reference: Reference, picture: Image.Image) -> NDArray[np.float32]:
+    """float32 [512] of unit length: ``clip``'s model over ``clip``'s preprocessing."""
+    x = reference.model.encode_image(reference.preprocess(picture).unsqueeze(0))[0]
+    embedding: NDArray[np.float32] = (x / x.norm()).numpy()
+    return embedding
+
+
+def compare(reference: Reference, engines: list[Engine], images: dict[str, bytes]) -> list[Row]:
+    """Encode every image with clip and with each engine."""
+    rows = []
+    for name, data in tqdm(images.items(), desc="parity", unit="image"):
+        picture = Image.open(io.BytesIO(data))
+        theirs = reference_embedding(reference, picture)
+        pixels = image.preprocess(image.decode(data, Config()))
+        identical = np.array_equal(pixels, reference_pixels(reference, picture))
+        for engine in engines:
+            ours = engine.encode(pixels[None])[0]
+            cosine, difference = float(ours @ theirs), float(np.abs(ours - theirs).max())
+            rows.append(Row(name, engine.name, identical, cosine, difference))
+    return rows
+
+
+def table(rows: list[Row]) -> str:
+    """One line an image and engine; failures marked."""
+    lines = [f"{'image':36} {'engine':7} {'pixels':10} {'cosine':>12} {'difference':>11}"]
+    for row in rows:
+        pixels = "identical" if row.identical_pixels else "DIFFERENT"
+        line = f"{row.name:36} {row.engine:7} {pixels:10} {row.cosine:12.8f} {row.max_difference:11.1e}"
+        lines.append(line if row.passed else f"{line}  FAILED")
+    return "\n".join(lines)
+
+
+def summary(rows: list[Row]) -> dict[str, object]:
+    """The figures that ``model.json`` records."""
+    return {
+        "images": len({row.name for row in rows}),
+        "engines": sorted({row.engine for row in rows}),
+        "identical_pixels": all(row.identical_pixels for row in rows),
+        "min_cosine": min(row.cosine for row in rows),
+        "max_difference": max(row.max_difference for row in rows),
+        "limits": {"min_cosine": MIN_COSINE, "max_difference": MAX_DIFFERENCE},
+    }

@@ -1,0 +1,102 @@
+"""Settings: ``CLIP_*`` environment variables, read and validated once at start-up."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Self
+
+ENGINES = ("auto", "onnx", "torch")
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the text names the variable and what it accepts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One field per setting; field ``max_pixels`` is read from ``CLIP_MAX_PIXELS``."""
+
+    model_dir: Path = Path(__file__).parent.parent / "model"
+    """The folder that ``python -m export`` wrote."""
+    engine: str = "auto"
+    """``onnx``, ``torch``, or ``auto``: torch where CUDA is usable, else onnx."""
+    threads: int = 0
+    """Compute threads of one inference; 0: as many as this process has CPUs."""
+    max_body_bytes: int = 64 * 2**20
+    """Largest HTTP body; Lambda itself stops at 6 MB."""
+    max_image_bytes: int = 32 * 2**20
+    """Largest encoded image, after base64 is undone."""
+    max_pixels: int = 64 * 2**20
+    """Largest image in pixels; 64 Mi lets 50-megapixel phone cameras through."""
+    max_aspect_ratio: int = 100
+    """Longest side over shortest: bounds the resized image, which pixels alone do not."""
+    max_images: int = 32
+    """Most images in one batch."""
+    log_level: str = "INFO"
+    """DEBUG, INFO, WARNING or ERROR."""
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> Self:
+        """Read ``CLIP_*`` from `env`.
+
+        Raises:
+            ConfigError: a variable holds a value that cannot be used.
+
+        """
+        values: dict[str, object] = {}
+        for field in fields(cls):
+            name = f"CLIP_{field.name.upper()}"
+            if raw := env.get(name, "").strip():
+                values[field.name] = _parse(name, raw, field.default)
+        return cls(**values)  # type: ignore[arg-type]  # _parse gives each field's own type
+
+    def __post_init__(self) -> None:
+        """Refuse what no part of the service could work with."""
+        _one_of("CLIP_ENGINE", self.engine, ENGINES)
+        _one_of("CLIP_LOG_LEVEL", self.log_level, LOG_LEVELS)
+        for field in fields(self):
+            value = getattr(self, field.name)
+            least = 0 if field.name == "threads" else 1
+            if isinstance(value, int) and value < least:
+                raise ConfigError(f"CLIP_{field.name.upper()} must be at least {least}, not {value}")
+
+
+def _parse(name: str, raw: str, default: object) -> object:
+    if not isinstance(default, int):
+        return type(default)(raw)  # type: ignore[call-arg]  # str or Path
+    try:
+        return int(raw)
+    except ValueError:
+        raise ConfigError(f"{name} must be a whole number, not {raw!r}") from None
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+
+
+def available_cpus(env: Mapping[str, str] = os.environ) -> int:
+    """CPUs this process may use, which is often fewer than the machine shows.
+
+    Lambda shows two CPUs whatever it grants, which is one per 1,769 MB; elsewhere a container's
+    quota hides behind the machine's count. Threads beyond the grant only wait for each other.
+    """
+    if memory := env.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE"):
+        return min(max(1, round(int(memory) / 1769)), os.cpu_count() or 1)
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cpus, round(_cgroup_cpus())))
+
+
+def _cgroup_cpus() -> float:
+    """The container's CPU quota (cgroup v2, then v1), infinite when there is none."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except (OSError, ValueError):
+        try:
+            quota = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text()
+            period = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text()
+        except OSError:
+            return 1e9
+    return 1e9 if quota.strip() in ("max", "-1") else int(quota) / int(period)

@@ -1,0 +1,121 @@
+"""Images in, unit vectors out: the one path that every transport shares."""
+
+import logging
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handler import __version__, image
+from handler.config import Config
+from handler.engines import Engine, load_engine
+from handler.errors import ClipError, ModelUnhealthy
+from handler.model import Model
+
+Embedding = NDArray[np.float32]
+"""float32 [512], unit length."""
+
+# How far the golden image's vector may be from clip's own: the limits of the export's parity gate.
+MIN_COSINE = {"fp32": 0.9999, "fp16": 0.999}
+
+log = logging.getLogger("clip")
+
+
+class Encoder:
+    """Encodes images with one loaded engine; thread-safe."""
+
+    def __init__(self, engine: Engine, model: Model, config: Config) -> None:
+        """Take a loaded engine and run the self-check, which also warms every code path."""
+        self.engine = engine
+        self.model = model
+        self.config = config
+        self.fingerprint = model.fingerprint(engine.precision)
+        self._one_at_a_time = threading.Lock()  # an inference uses every CPU: two at once only wait
+        self.fault = self._self_check()
+
+    def encode(self, data: bytes) -> Embedding:
+        """Encoded image file -> float32 [512] of unit length.
+
+        Raises:
+            RequestError: the image cannot be encoded, and why.
+            ModelUnhealthy: the self-check failed.
+
+        """
+        (result,) = self.encode_batch([data])
+        if isinstance(result, ClipError):
+            raise result
+        return result
+
+    def encode_batch(self, images: Sequence[bytes | ClipError]) -> list[Embedding | ClipError]:
+        """Encode many images in one pass; a bad one becomes its error and costs no other.
+
+        An item that already is an error (bad base64, say) keeps its place and stays one.
+
+        Raises:
+            ModelUnhealthy: the self-check failed.
+
+        """
+        if self.fault:
+            raise ModelUnhealthy("the model failed its start-up self-check; see /health and the log")
+        return self._encode_batch(images)
+
+    def _encode_batch(self, images: Sequence[bytes | ClipError]) -> list[Embedding | ClipError]:
+        pixels: list[NDArray[np.uint8]] = []
+        results: list[Embedding | ClipError | int] = []  # an int is a row of the engine's answer
+        for data in images:
+            try:
+                if isinstance(data, ClipError):
+                    raise data
+                pixels.append(image.preprocess(image.decode(data, self.config)))
+                results.append(len(pixels) - 1)
+            except ClipError as error:
+                results.append(error)
+        if not pixels:
+            return [r for r in results if not isinstance(r, int)]
+        with self._one_at_a_time:
+            embeddings = self.engine.encode(np.stack(pixels))  # [n, 512]
+        return [embeddings[r] if isinstance(r, int) else r for r in results]
+
+    def _self_check(self) -> str | None:
+        """Encode the golden image; None when its vector is clip's own, else what is wrong."""
+        try:
+            (result,) = self._encode_batch([self.model.golden_image])
+            cosine = -1.0 if isinstance(result, ClipError) else float(result @ self.model.golden_embedding)
+        except Exception:
+            log.exception("self-check: the engine failed on the golden image")
+            return "the engine failed on the golden image"
+        if cosine >= MIN_COSINE[self.engine.precision]:
+            return None
+        fault = f"the golden image's vector has cosine {cosine:.6f} with the recorded one"
+        log.error("self-check: %s: the model files are not those that model.json describes", fault)
+        return fault
+
+    def health(self) -> dict[str, object]:
+        """The health body: the old service's four fields first, then what identifies a vector."""
+        status = "synthetic" if self.model.weights == "synthetic" else "healthy"
+        return {
+            "status": "unhealthy" if self.fault else status,
+            "model": self.model.name,
+            "device": self.engine.device,
+            "embedding_size": self.model.embedding_size,
+            "engine": self.engine.name,
+            "weights": self.model.weights,
+            "version": __version__,
+            "fingerprint": self.fingerprint,
+        }
+
+
+def load_encoder(config: Config) -> Encoder:
+    """Model folder -> primed encoder.
+
+    Raises:
+        ModelError: the model folder cannot be used.
+        ImportError: the engine asked for is not installed.
+
+    """
+    model = Model.load(config.model_dir)
+    encoder = Encoder(load_engine(config, model), model, config)
+    if model.weights == "synthetic":
+        log.warning("the weights are SYNTHETIC: vectors are well-formed but mean nothing")
+    return encoder

@@ -1,0 +1,60 @@
+"""Engines turn pixels into embeddings. One Protocol, two implementations, one choice."""
+
+import ctypes
+import importlib.util
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handler.config import Config, available_cpus
+from handler.model import Model
+
+Pixels = NDArray[np.uint8]
+"""uint8 RGB [n, 224, 224, 3]."""
+Embeddings = NDArray[np.float32]
+"""float32 [n, 512], each row of unit length."""
+
+
+class Engine(Protocol):
+    """The image tower of CLIP ViT-B/32. Thread-safe."""
+
+    name: str
+    """``"onnx"`` or ``"torch"``."""
+    device: str
+    """``"cpu"`` or ``"cuda"``."""
+    precision: str
+    """``"fp32"`` or ``"fp16"``."""
+
+    def encode(self, pixels: Pixels) -> Embeddings:
+        """uint8 [n, 224, 224, 3] -> float32 [n, 512] of unit length, any n >= 1."""
+
+
+def load_engine(config: Config, model: Model) -> Engine:
+    """Load the engine `config` asks for; ``auto`` is torch where CUDA is usable, else onnx.
+
+    Raises:
+        ModelError: the engine's weights are missing or unreadable.
+        ImportError: the engine asked for is not installed.
+
+    """
+    # Imported here because each engine's import costs what the other's users should not pay.
+    if config.engine == "torch" or (config.engine == "auto" and _cuda_usable(model)):
+        from handler.engines.torch_clip import TorchClipEngine
+
+        return TorchClipEngine(model)
+    from handler.engines.onnx_cpu import OnnxCpuEngine
+
+    return OnnxCpuEngine(model, threads=config.threads or available_cpus())
+
+
+def _cuda_usable(model: Model) -> bool:
+    """Ask the driver, not torch: importing torch to hear "no" would cost every CPU start 2 s."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return False
+    return (model.directory / "visual.pt").exists() and importlib.util.find_spec("torch") is not None

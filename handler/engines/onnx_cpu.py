@@ -1,0 +1,36 @@
+"""ONNX Runtime on CPU: the engine on Lambda. The graph is built by ``export/graph.py``."""
+
+import onnxruntime as ort
+
+from handler.engines import Embeddings, Pixels
+from handler.model import Model, ModelError
+
+
+class OnnxCpuEngine:
+    """``visual.onnx``: preprocessing constants, tower and unit length, all in the graph."""
+
+    name = "onnx"
+    device = "cpu"
+    precision = "fp32"
+
+    def __init__(self, model: Model, threads: int) -> None:
+        """Map the weights and plan the graph for `threads` compute threads.
+
+        Raises:
+            ModelError: ``visual.onnx`` or its weights are missing or unreadable.
+
+        """
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3  # errors only: its warnings would reach the caller's log
+        path = model.directory / "visual.onnx"
+        try:
+            self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise ModelError(f"{path} cannot be loaded: {error}") from error
+
+    def encode(self, pixels: Pixels) -> Embeddings:
+        """uint8 [n, 224, 224, 3] -> float32 [n, 512] of unit length."""
+        (embeddings,) = self._session.run(["embeddings"], {"pixels": pixels})
+        return embeddings  # type: ignore[no-any-return]  # the graph's declared output

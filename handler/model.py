@@ -1,0 +1,85 @@
+"""The exported model's identity: what ``model/model.json`` says and the fingerprint made of it."""
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+FORMAT = 1
+"""Version of ``model.json``; the export writes it, a reader of another version refuses."""
+
+
+class ModelError(RuntimeError):
+    """The model folder cannot be used; the text says which file and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model folder, read and size-checked."""
+
+    directory: Path
+    name: str
+    """``"ViT-B/32"``."""
+    embedding_size: int
+    weights: str
+    """Where the weights come from: ``openai``, ``custom`` or ``synthetic``."""
+    checkpoint_sha256: str
+    mean: tuple[float, float, float]
+    """Per-channel mean of the preprocessing, in units of [0, 1]."""
+    std: tuple[float, float, float]
+    golden_image: bytes
+    """A small JPEG."""
+    golden_embedding: NDArray[np.float32]
+    """What ``clip`` itself made of it, float32 [512], unit length."""
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Read ``model.json`` and compare every file present with the size it records.
+
+        Sizes, not hashes: hashing would read the weights twice at each cold start, and the
+        golden vector, checked next, catches what a size cannot.
+
+        Raises:
+            ModelError: the folder is missing, incomplete, truncated or of another format.
+
+        """
+        path = directory / "model.json"
+        try:
+            card = json.loads(path.read_bytes())
+            if card["format"] != FORMAT:
+                raise ModelError(
+                    f"{path} is of format {card['format']}, this package reads {FORMAT}: "
+                    "export the model again with this version's `python -m export`"
+                )
+            for name, file in card["files"].items():
+                _check_size(directory / name, file["bytes"])
+            return cls(
+                directory=directory,
+                name=card["model"],
+                embedding_size=card["embedding_size"],
+                weights=card["weights"],
+                checkpoint_sha256=card["checkpoint"]["sha256"],
+                mean=tuple(card["preprocessing"]["mean"]),
+                std=tuple(card["preprocessing"]["std"]),
+                golden_image=base64.b64decode(card["golden"]["image"]),
+                golden_embedding=np.array(card["golden"]["embedding"], dtype=np.float32),
+            )
+        except FileNotFoundError:
+            raise ModelError(f"no model at {path}: run `python -m export --out {directory}`") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{path} cannot be read ({error!r}): export the model again") from error
+
+    def fingerprint(self, precision: str) -> str:
+        """Name everything that decides a vector; vectors of unequal fingerprints must not be mixed."""
+        name = self.name.replace("/", "-")
+        return f"{name}.{self.weights}.{self.checkpoint_sha256[:12]}.{precision}"
+
+
+def _check_size(path: Path, expected: int) -> None:
+    # A deployment may leave out the files of the engine it does not use.
+    if path.exists() and (actual := path.stat().st_size) != expected:
+        raise ModelError(f"{path} has {actual:,} bytes instead of {expected:,}: truncated or changed")

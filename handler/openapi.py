@@ -1,0 +1,73 @@
+"""What `/docs` says of bodies that FastAPI cannot see, because routes read them by Content-Type."""
+
+from typing import Any
+
+from handler.schemas import EncodeBatchRequest, EncodeRequest, ErrorBody
+
+_IMAGE = (  # a real 8 x 8 PNG, so that the examples work when pasted
+    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAGUlEQVR4"
+    "2mNkYGhQYWDARCwMKgxYweCUAACHmwKWKHHObgAAAABJRU5ErkJggg=="
+)
+_FILE = {"type": "string", "format": "binary"}
+
+
+def _bodies(**content: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _form(field: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"schema": {"type": "object", "required": [field], "properties": {field: schema}}}
+
+
+ENCODE_IMAGE = _bodies(
+    **{
+        "multipart/form-data": _form("image", _FILE),
+        "application/json": {
+            "schema": EncodeRequest.model_json_schema(),
+            "examples": {
+                "base64": {"value": {"image": _IMAGE}},
+                "data: URI": {"value": {"image": f"data:image/png;base64,{_IMAGE}"}},
+            },
+        },
+        "image/*": {"schema": _FILE},
+        "application/octet-stream": {"schema": _FILE},
+    }
+)
+
+ENCODE_IMAGES = _bodies(
+    **{
+        "multipart/form-data": _form("images", {"type": "array", "items": _FILE}),
+        "application/json": {
+            "schema": EncodeBatchRequest.model_json_schema(),
+            "examples": {"one good, one bad": {"value": {"images": [_IMAGE, "not base64"]}}},
+        },
+    }
+)
+
+EMBEDDING: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "512 numbers of unit length; float32 bytes, little-endian, when `Accept` asks",
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "array",
+                    "items": {"type": "number"},
+                    "minItems": 512,
+                    "maxItems": 512,
+                }
+            },
+            "application/octet-stream": {"schema": _FILE},
+        },
+    }
+}
+
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorBody, "description": text}
+    for status, text in {
+        400: "The request cannot be read",
+        413: "Too many bytes, pixels or images",
+        415: "A Content-Type that is not read here",
+        422: "Not an image that can be encoded",
+        503: "The model failed its self-check",
+    }.items()
+}
