@@ -4,6 +4,7 @@ import hashlib
 import os
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,8 +93,8 @@ def _download(url: str, target: Path) -> str:
     return digest.hexdigest()
 
 
-def make_synthetic(path: Path, seed: int = 0) -> Path:
-    """Write a full-size ViT-B/32 checkpoint in OpenAI's TorchScript format, of seeded noise.
+def make_synthetic(path: Path, seed: int = 0, architecture: tuple[int, ...] = VIT_B_32) -> Path:
+    """Write a full-size checkpoint in OpenAI's TorchScript format, of seeded noise.
 
     Weights as torch initialises them barely tell images apart, which would hide mistakes from a
     parity check. With the attention's input and output projections doubled, photographs score
@@ -101,22 +102,26 @@ def make_synthetic(path: Path, seed: int = 0) -> Path:
     """
     clip = import_clip()
     torch.manual_seed(seed)
-    model = clip.model.CLIP(*VIT_B_32).eval()
+    model = clip.model.CLIP(*architecture).eval()
     with torch.no_grad():
         for block in model.visual.transformer.resblocks:
             block.attn.in_proj_weight.mul_(2)
             block.attn.out_proj.weight.mul_(2)
     clip.model.convert_weights(model)
-    for name, value in (("input_resolution", 224), ("context_length", 77), ("vocab_size", 49408)):
+    _, resolution, *_, context, vocabulary, _, _, _ = architecture
+    for name, value in (
+        ("input_resolution", resolution),
+        ("context_length", context),
+        ("vocab_size", vocabulary),
+    ):
         # As tensors in the archive, which is where OpenAI's own have them.
         if name in model.__dict__:
             delattr(model, name)
         model.register_buffer(name, torch.tensor(value))
-    traced = torch.jit.trace(
-        model,
-        (torch.zeros(1, 3, 224, 224), torch.zeros(1, 77, dtype=torch.int64)),
-        check_trace=False,
-    )
+    inputs = torch.zeros(1, 3, resolution, resolution), torch.zeros(1, context, dtype=torch.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tracing warns of every shape check it makes permanent
+        traced = torch.jit.trace(model, inputs, check_trace=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.jit.save(traced, path)
     return path

@@ -12,7 +12,6 @@ from handler import __version__, openapi, schemas
 from handler.encoder import Encoder
 from handler.errors import BodyTooLarge, ClipError, InternalError, UnsupportedType
 
-FINGERPRINT = "X-Clip-Fingerprint"
 OCTETS = "application/octet-stream"
 log = logging.getLogger("clip")
 
@@ -25,8 +24,8 @@ def create_app(encoder: Encoder) -> FastAPI:
         description="An image in, OpenAI CLIP ViT-B/32's embedding out: 512 numbers of unit length.",
         responses=openapi.ERRORS,
     )
-    app.add_middleware(_FingerprintHeader, fingerprint=encoder.fingerprint)
-    _add_error_responses(app, encoder.fingerprint)
+    app.add_middleware(_Outermost, fingerprint=encoder.fingerprint)
+    _add_error_responses(app)
     _add_routes(app, encoder)
     return app
 
@@ -118,10 +117,10 @@ def _read_images(content_type: str, body: bytes, limit: int) -> list[bytes | Cli
     )
 
 
-def _add_error_responses(app: FastAPI, fingerprint: str) -> None:
+def _add_error_responses(app: FastAPI) -> None:
     @app.exception_handler(ClipError)
     async def clip_error(_: Request, error: ClipError) -> Response:
-        return JSONResponse(error.body(), status_code=error.status)
+        return _error_response(error)
 
     @app.exception_handler(HTTPException)
     async def http_error(_: Request, error: HTTPException) -> Response:
@@ -130,25 +129,33 @@ def _add_error_responses(app: FastAPI, fingerprint: str) -> None:
         body = {"code": code, "detail": error.detail}
         return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 
-    @app.exception_handler(Exception)
-    async def fault(request: Request, error: Exception) -> Response:
-        log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        answer = InternalError("the service failed; the fault is logged")
-        # This handler runs outside the middleware, so the header is set here too.
-        return JSONResponse(answer.body(), status_code=answer.status, headers={FINGERPRINT: fingerprint})
 
-
-class _FingerprintHeader:
-    """Every response says which model made it."""
+class _Outermost:
+    """Around every request: the fingerprint on each response, and no fault without an answer."""
 
     def __init__(self, app: ASGIApp, fingerprint: str) -> None:
         self.app = app
-        self.header = (FINGERPRINT.lower().encode(), fingerprint.encode())
+        self.header = (b"x-clip-fingerprint", fingerprint.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = False
+
         async def send_with_header(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 message["headers"] = [*message.get("headers", []), self.header]
             await send(message)
 
-        await self.app(scope, receive, send_with_header if scope["type"] == "http" else send)
+        try:
+            await self.app(scope, receive, send_with_header if scope["type"] == "http" else send)
+        except Exception:
+            if started:
+                raise
+            log.exception("%s %s failed", scope.get("method"), scope.get("path"))
+            error = InternalError("the service failed; the fault is logged")
+            await _error_response(error)(scope, receive, send_with_header)
+
+
+def _error_response(error: ClipError) -> JSONResponse:
+    return JSONResponse(error.body(), status_code=error.status)

@@ -3,7 +3,6 @@
 import warnings
 from types import ModuleType
 
-import numpy as np
 import torch
 
 from handler.engines import Embeddings, Pixels
@@ -75,7 +74,7 @@ class TorchClipEngine:
     @torch.inference_mode()
     def encode(self, pixels: Pixels) -> Embeddings:
         """uint8 [n, 224, 224, 3] -> float32 [n, 512] of unit length."""
-        x = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
+        x = torch.tensor(pixels, device=self.device)  # a copy: the pixels may be read-only
         x = x.permute(0, 3, 1, 2).float().div(255)  # [n, 3, 224, 224] in [0, 1]
         x = (x - self._mean) / self._std
         x = self._visual(x.type(self._visual.conv1.weight.dtype)).float()  # [n, 512]

@@ -1,0 +1,53 @@
+"""Settings are read from CLIP_* and validated once."""
+
+from pathlib import Path
+
+import pytest
+
+from handler.config import Config, ConfigError, available_cpus
+
+
+def test_defaults_let_a_phone_photograph_through() -> None:
+    config = Config.from_env({})
+    assert config == Config()
+    assert config.max_pixels >= 8160 * 6144  # "50 megapixels"
+    assert config.max_body_bytes > config.max_image_bytes * 4 / 3  # its base64 fits
+
+
+def test_every_setting_is_read() -> None:
+    env = {
+        "CLIP_MODEL_DIR": "/models/b32",
+        "CLIP_ENGINE": "torch",
+        "CLIP_THREADS": "2",
+        "CLIP_MAX_PIXELS": "1000",
+        "CLIP_LOG_LEVEL": "DEBUG",
+        "CLIP_MAX_IMAGES": "",  # empty is unset, as compose files write it
+    }
+    config = Config.from_env(env)
+    assert config.model_dir == Path("/models/b32")
+    assert (config.engine, config.threads, config.max_pixels) == ("torch", 2, 1000)
+    assert config.max_images == Config().max_images
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("CLIP_ENGINE", "cuda", "CLIP_ENGINE must be one of auto, onnx, torch, not 'cuda'"),
+        ("CLIP_MAX_PIXELS", "many", "CLIP_MAX_PIXELS must be a whole number, not 'many'"),
+        ("CLIP_MAX_IMAGES", "0", "CLIP_MAX_IMAGES must be at least 1, not 0"),
+        ("CLIP_THREADS", "-1", "CLIP_THREADS must be at least 0, not -1"),
+        ("CLIP_LOG_LEVEL", "chatty", "CLIP_LOG_LEVEL must be one of"),
+    ],
+)
+def test_a_wrong_setting_is_named(name: str, value: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Config.from_env({name: value})
+
+
+@pytest.mark.parametrize(("memory", "cpus"), [("512", 1), ("1769", 1), ("2048", 1), ("3008", 2), ("3538", 2)])
+def test_lambda_grants_cpus_by_memory(memory: str, cpus: int) -> None:
+    assert available_cpus({"AWS_LAMBDA_FUNCTION_MEMORY_SIZE": memory}) == cpus
+
+
+def test_elsewhere_it_is_what_the_process_may_use() -> None:
+    assert available_cpus({}) >= 1

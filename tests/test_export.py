@@ -1,0 +1,233 @@
+"""The export: where weights come from, what is written, and that the gate closes."""
+
+import hashlib
+import http.server
+import io
+import itertools
+import json
+import shutil
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image, ImageChops
+
+from export import checkpoint, graph, images, parity
+from export.__main__ import main as export
+from export.checkpoint import DownloadError, ExportError, Reference
+
+CONTENT = bytes(range(256)) * 5000
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    hits: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.hits.append(self.path)
+        if self.path == "/gone.pt":
+            self.send_error(404)
+            return
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(CONTENT)))
+        self.end_headers()
+        self.wfile.write(CONTENT[:1000] if self.path == "/broken-off.pt" else CONTENT)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def download_server() -> Iterator[tuple[str, list[str]]]:
+    """(base URL, paths asked for so far) of a real HTTP server."""
+    _Handler.hits.clear()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", _Handler.hits
+        server.shutdown()
+        thread.join()
+
+
+def test_a_download_is_verified_and_cached(download_server: tuple[str, list[str]], tmp_path: Path) -> None:
+    base, hits = download_server
+    digest = hashlib.sha256(CONTENT).hexdigest()
+    path = checkpoint.fetch(f"{base}/ViT.pt", digest, tmp_path)
+    assert path.read_bytes() == CONTENT
+    assert checkpoint.fetch(f"{base}/ViT.pt", digest, tmp_path) == path
+    assert hits == ["/ViT.pt"]
+
+
+def test_a_damaged_cached_file_is_downloaded_again(
+    download_server: tuple[str, list[str]], tmp_path: Path
+) -> None:
+    base, _ = download_server
+    (tmp_path / "ViT.pt").write_bytes(b"half a download")
+    path = checkpoint.fetch(f"{base}/ViT.pt", hashlib.sha256(CONTENT).hexdigest(), tmp_path)
+    assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ViT.pt", "other bytes than expected"),
+        ("broken-off.pt", "broke off|other"),
+        ("gone.pt", "404|Not Found"),
+    ],
+)
+def test_a_bad_download_leaves_nothing(
+    download_server: tuple[str, list[str]], tmp_path: Path, name: str, message: str
+) -> None:
+    with pytest.raises(DownloadError, match=message):
+        checkpoint.fetch(f"{download_server[0]}/{name}", "0" * 64, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_the_official_file_it_says_how_to_supply_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        checkpoint.fetch, "__defaults__", ("http://127.0.0.1:9/ViT-B-32.pt", "0" * 64, tmp_path)
+    )
+    assert export(["--out", str(tmp_path / "model")]) == 1
+    error = capsys.readouterr().err
+    assert "--checkpoint FILE" in error
+    assert checkpoint.OFFICIAL_URL in error
+    assert not (tmp_path / "model").exists()
+
+
+def test_the_official_url_names_its_own_hash() -> None:
+    assert checkpoint.OFFICIAL_SHA256 in checkpoint.OFFICIAL_URL
+
+
+def test_it_never_overwrites_a_folder_that_holds_no_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    assert export(["--synthetic", "--out", str(tmp_path)]) == 1
+    assert "holds no model" in capsys.readouterr().err
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.save({"a": torch.zeros(1)}, tmp_path / "state.pt")
+    assert export(["--checkpoint", str(tmp_path / "state.pt"), "--out", str(tmp_path / "model")]) == 1
+    assert "not a TorchScript archive" in capsys.readouterr().err
+    assert export(["--checkpoint", str(tmp_path / "none.pt"), "--out", str(tmp_path / "model")]) == 1
+    assert "no such file" in capsys.readouterr().err
+    assert not (tmp_path / "model").exists()
+
+
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    small = checkpoint.make_synthetic(
+        tmp_path / "small.pt", architecture=(64, 64, 2, 64, 32, 8, 100, 64, 1, 1)
+    )
+    with pytest.raises(ExportError, match="not a ViT-B/32"):
+        checkpoint.load_reference(small)
+
+
+def test_a_file_of_ones_own_is_recorded_as_custom(synthetic: Path) -> None:
+    assert checkpoint.load_reference(synthetic).weights == "custom"
+
+
+def test_the_gate_closes_on_a_wrong_graph(
+    synthetic: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    # The classic mistake of CLIP ports: GELU where the model has QuickGELU.
+    monkeypatch.setattr(graph, "_quick_gelu", lambda g, x: g.op("Gelu", x))
+    two = dict(list(images.parity_images().items())[:2])
+    monkeypatch.setattr(images, "parity_images", lambda: two)
+    out = tmp_path / "model"
+    assert export(["--checkpoint", str(synthetic), "--out", str(out)]) == 1
+    error = capsys.readouterr().err
+    assert "photograph astronaut" in error
+    assert "FAILED" in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_gate_refuses_nan() -> None:
+    assert not parity.Row("image", "onnx", True, float("nan"), float("nan")).passed
+
+
+def test_the_parity_set_has_every_awkward_kind() -> None:
+    pictures = {name: Image.open(io.BytesIO(data)) for name, data in images.parity_images().items()}
+    assert len(pictures) >= 24
+    modes = {picture.mode for picture in pictures.values()}
+    assert {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK"} <= modes
+    assert any(mode.startswith("I") for mode in modes)
+    assert {"JPEG", "MPO", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"} <= {
+        p.format for p in pictures.values()
+    }
+    assert sum(p.width != p.height for p in pictures.values()) >= 24
+    assert any(p.info.get("progressive") for p in pictures.values())
+    assert any(p.getexif().get(0x0112) == 6 for p in pictures.values())
+    assert any(isinstance(p.info.get("transparency"), bytes) for p in pictures.values())
+
+
+def test_synthetic_weights_tell_images_apart(reference: Reference) -> None:
+    """Plain random weights score noise at 0.93, and a parity check over them would prove little."""
+    pictures = [images.photograph(name).convert("RGB") for name in images.PHOTOGRAPHS]
+    vectors = [parity.reference_embedding(reference, p) for p in pictures]
+    cosines = [float(a @ b) for a, b in itertools.combinations(vectors, 2)]
+    assert np.mean(cosines) < 0.2
+    assert max(cosines) < 0.9
+    for picture, vector in zip(pictures, vectors, strict=True):
+        crop = picture.resize((224, 224))
+        before = parity.reference_embedding(reference, crop)
+        after = parity.reference_embedding(reference, ImageChops.offset(crop, 1, 0))
+        assert 1 - float(before @ after) > 1e-3, "a shift by one pixel must show"
+        assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
+
+
+def test_model_json_holds_what_a_reader_needs(model_dir: Path, reference: Reference) -> None:
+    card = json.loads((model_dir / "model.json").read_text())
+    assert card["model"] == "ViT-B/32"
+    assert card["weights"] == "synthetic"
+    assert card["embedding_size"] == 512
+    assert card["checkpoint"]["sha256"] == reference.sha256
+    assert card["parity"]["images"] >= 24
+    assert card["parity"]["engines"] == ["onnx", "torch"]
+    assert card["parity"]["min_cosine"] >= 0.9999
+    assert {"torch", "openai-clip", "onnxruntime", "pillow"} <= card["versions"].keys()
+    golden = np.array(card["golden"]["embedding"], np.float32)
+    assert np.linalg.norm(golden) == pytest.approx(1, abs=1e-6)
+    assert card["files"].keys() == {"visual.onnx", "visual.onnx.data", "visual.pt"}
+    for name, file in card["files"].items():
+        assert checkpoint.sha256_of(model_dir / name) == file["sha256"]
+
+
+def test_the_graph_is_portable_and_small(model_dir: Path) -> None:
+    model = onnx.load(model_dir / "visual.onnx", load_external_data=False)
+    assert [o.domain for o in model.opset_import] == [""]  # standard operators only
+    (pixels,), (embeddings,) = model.graph.input, model.graph.output
+    assert pixels.type.tensor_type.elem_type == onnx.TensorProto.UINT8
+    assert embeddings.type.tensor_type.shape.dim[1].dim_value == 512
+    # 87.8 M parameters, nearly all exactly representable in two bytes each.
+    assert (model_dir / "visual.onnx.data").stat().st_size < 87.8e6 * 2 * 1.05
+
+
+def test_anyone_may_read_the_files(model_dir: Path) -> None:
+    """Lambda runs as a user who owns nothing."""
+    for file in model_dir.iterdir():
+        assert file.stat().st_mode & stat.S_IROTH, file.name
+
+
+def test_a_new_export_replaces_the_old(
+    model_dir: Path, tmp_path: Path, synthetic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "model"
+    shutil.copytree(model_dir, out)
+    (out / "stale").write_text("from an older version")
+    one = dict(list(images.parity_images().items())[:1])
+    monkeypatch.setattr(images, "parity_images", lambda: one)
+    assert export(["--checkpoint", str(synthetic), "--out", str(out)]) == 0
+    assert {f.name for f in out.iterdir()} == {"model.json", "visual.onnx", "visual.onnx.data", "visual.pt"}
+    assert json.loads((out / "model.json").read_text())["weights"] == "custom"

@@ -1,0 +1,266 @@
+"""The HTTP interface, over a real server."""
+
+import base64
+import dataclasses
+import json
+import logging
+
+import httpx
+import numpy as np
+import pytest
+
+from handler import __version__
+from handler.config import Config
+from handler.encoder import Encoder
+from handler.engines import Embeddings, Pixels
+from handler.engines.onnx_cpu import OnnxCpuEngine
+from handler.model import Model
+from handler.openapi import ENCODE_IMAGE, ENCODE_IMAGES
+from tests.conftest import serve
+
+JPEG = {"content-type": "image/jpeg"}
+
+
+@pytest.fixture(scope="module")
+def vector(encoder: Encoder, photo: bytes) -> list[float]:
+    return [float(str(x)) for x in encoder.encode(photo)]
+
+
+def test_health_is_the_old_services_and_more(client: httpx.Client) -> None:
+    response = client.get("/health")
+    assert response.status_code == 200
+    body = response.json()
+    fingerprint = response.headers["x-clip-fingerprint"]
+    # The old service's fields, in its order, come first.
+    assert list(body)[:4] == ["status", "model", "device", "embedding_size"]
+    assert body == {
+        "status": "synthetic",
+        "model": "ViT-B/32",
+        "device": "cpu",
+        "embedding_size": 512,
+        "engine": "onnx",
+        "weights": "synthetic",
+        "version": __version__,
+        "fingerprint": fingerprint,
+    }
+    assert "synthetic" in fingerprint
+
+
+def test_the_answer_is_a_bare_array_that_round_trips_float32(
+    client: httpx.Client, photo: bytes, encoder: Encoder
+) -> None:
+    response = client.post("/encode_image", files={"image": photo})
+    assert response.headers["content-type"] == "application/json"
+    np.testing.assert_array_equal(np.array(response.json(), np.float32), encoder.encode(photo))
+    assert len(response.content) < 7000  # shortest decimals; float64's would be 11 KB
+
+
+def test_float32_bytes_on_request(client: httpx.Client, photo: bytes, encoder: Encoder) -> None:
+    octets = {"accept": "application/octet-stream"}
+    response = client.post("/encode_image", files={"image": photo}, headers=octets)
+    assert response.headers["content-type"] == "application/octet-stream"
+    assert len(response.content) == 2048
+    np.testing.assert_array_equal(np.frombuffer(response.content, "<f4"), encoder.encode(photo))
+
+
+@pytest.mark.parametrize(
+    "content_type", ["image/jpeg", "image/png", "IMAGE/JPEG", "image/jpeg; x=1", "application/octet-stream"]
+)
+def test_a_raw_body(client: httpx.Client, photo: bytes, vector: list[float], content_type: str) -> None:
+    # What it is called does not matter, what it is does.
+    response = client.post("/encode_image", content=photo, headers={"content-type": content_type})
+    assert response.json() == vector
+
+
+def test_base64_with_line_breaks(client: httpx.Client, photo: bytes, vector: list[float]) -> None:
+    body = {"image": base64.encodebytes(photo).decode()}
+    assert client.post("/encode_image", json=body).json() == vector
+
+
+def test_a_multipart_part_without_a_file_name(
+    client: httpx.Client, photo: bytes, vector: list[float]
+) -> None:
+    part = b'--b\r\ncontent-disposition: form-data; name="image"\r\n\r\n' + photo + b"\r\n--b--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    assert client.post("/encode_image", content=part, headers=headers).json() == vector
+
+
+def test_a_batch_keeps_order_and_one_bad_image_costs_no_other(
+    client: httpx.Client, photo: bytes, photo_base64: str, vector: list[float]
+) -> None:
+    images = [photo_base64, "!", base64.b64encode(photo[:2000]).decode(), 7, photo_base64]
+    response = client.post("/encode_images", json={"images": images})
+    assert response.status_code == 200
+    body = response.json()
+    assert [e == vector for e in body["embeddings"]] == [True, False, False, False, True]
+    assert body["embeddings"][1:4] == [None, None, None]
+    assert [(e["index"], e["code"]) for e in body["errors"]] == [
+        (1, "invalid_base64"),
+        (2, "truncated_image"),
+        (3, "invalid_field"),
+    ]
+    assert all(e["detail"] for e in body["errors"])
+
+
+def test_a_multipart_batch(client: httpx.Client, photo: bytes, vector: list[float]) -> None:
+    files = [("images", photo), ("images", b"not an image"), ("images", photo)]
+    body = client.post("/encode_images", files=files).json()
+    assert body["embeddings"] == [vector, None, vector]
+    assert [(e["index"], e["code"]) for e in body["errors"]] == [(1, "not_an_image")]
+
+
+def test_a_batch_of_only_bad_images_is_still_an_answer(client: httpx.Client) -> None:
+    body = client.post("/encode_images", json={"images": ["!", "?"]}).json()
+    assert body["embeddings"] == [None, None]
+    assert [e["index"] for e in body["errors"]] == [0, 1]
+
+
+def test_a_batch_is_one_pass_through_the_engine(model: Model, config: Config, photo_base64: str) -> None:
+    sizes = []
+
+    class Counting(OnnxCpuEngine):
+        def encode(self, pixels: Pixels) -> Embeddings:
+            sizes.append(len(pixels))
+            return super().encode(pixels)
+
+    with serve(Encoder(Counting(model, threads=1), model, config)) as client:
+        client.post("/encode_images", json={"images": [photo_base64] * 5 + ["!"]})
+    assert sizes == [1, 5]  # the self-check's, then the batch
+
+
+JSON = {"content-type": "application/json"}
+FORM = {"content-type": "multipart/form-data; boundary=b"}
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "code", "detail"),
+    [
+        (b"{", JSON, 400, "invalid_json", "JSON object"),
+        (b"[1]", JSON, 400, "invalid_json", "JSON object"),
+        (b"\xff\xfe", JSON, 400, "invalid_json", "JSON object"),
+        (b"{}", JSON, 400, "missing_field", "'image'"),
+        (b'{"image": 5}', JSON, 400, "invalid_field", "'image'"),
+        (b'{"image": "aGk=", "imgae": 1}', JSON, 400, "invalid_field", "'imgae'"),
+        (b'{"image": "a"}', JSON, 400, "invalid_base64", "base64"),
+        ('{"image": "ü"}'.encode(), JSON, 400, "invalid_base64", "base64"),
+        (b'{"image": "data:image/png,raw"}', JSON, 400, "invalid_base64", "data: URI"),
+        (b'{"image": ""}', JSON, 400, "missing_field", "empty"),
+        (b"", {"content-type": "image/png"}, 400, "missing_field", "empty"),
+        (b"--b\r\n\r\n", FORM, 400, "invalid_multipart", "too early"),
+        (b"garbage", FORM, 400, "invalid_multipart", "well-formed"),
+        (b"x", {"content-type": "multipart/form-data"}, 400, "invalid_multipart", "boundary"),
+        (
+            b'--b\r\ncontent-disposition: form-data; name="file"\r\n\r\nx\r\n--b--\r\n',
+            *(FORM, 400, "missing_field", "parts sent: 'file'"),
+        ),
+        (b"x", {}, 415, "unsupported_media_type", "multipart/form-data"),
+        (b"x", {"content-type": "text/plain"}, 415, "unsupported_media_type", "'text/plain'"),
+        (b"hello", {"content-type": "image/png"}, 422, "not_an_image", "JPEG, PNG"),
+        (b"%PDF-1.7", {"content-type": "image/png"}, 422, "unsupported_format", "PDF"),
+    ],
+)
+def test_bad_requests(
+    client: httpx.Client, body: bytes, headers: dict[str, str], status: int, code: str, detail: str
+) -> None:
+    response = client.post("/encode_image", content=body, headers=headers)
+    assert (response.status_code, response.json()["code"]) == (status, code)
+    assert detail in response.json()["detail"]
+    assert response.json().keys() == {"code", "detail"}
+    assert response.headers["x-clip-fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "code"),
+    [
+        (b'{"images": []}', JSON, 400, "invalid_field"),
+        (b'{"images": "aGk="}', JSON, 400, "invalid_field"),
+        (b'{"image": "aGk="}', JSON, 400, "missing_field"),
+        (json.dumps({"images": ["aGk="] * 33}).encode(), JSON, 413, "too_many_images"),
+        (b"x", {"content-type": "image/png"}, 415, "unsupported_media_type"),
+    ],
+)
+def test_bad_batches(
+    client: httpx.Client, body: bytes, headers: dict[str, str], status: int, code: str
+) -> None:
+    response = client.post("/encode_images", content=body, headers=headers)
+    assert (response.status_code, response.json()["code"]) == (status, code)
+
+
+def test_too_large_a_body_is_refused_before_it_is_all_read(
+    encoder: Encoder, config: Config, model: Model
+) -> None:
+    small = dataclasses.replace(config, max_body_bytes=1000, max_image_bytes=500)
+    with serve(Encoder(encoder.engine, model, small)) as client:
+        over = client.post("/encode_image", content=b"x" * 1001, headers=JPEG)
+        assert (over.status_code, over.json()["code"]) == (413, "body_too_large")
+        over = client.post("/encode_image", content=b"x" * 501, headers=JPEG)
+        assert (over.status_code, over.json()["code"]) == (413, "image_too_large")
+
+
+def test_unknown_paths_and_methods_answer_in_the_same_form(client: httpx.Client) -> None:
+    assert client.get("/nope").json()["code"] == "not_found"
+    wrong = client.get("/encode_image")
+    assert (wrong.status_code, wrong.json()["code"]) == (405, "method_not_allowed")
+    assert wrong.headers["allow"] == "POST"
+    assert wrong.headers["x-clip-fingerprint"]
+
+
+def test_openapi_documents_every_way_in_with_examples_that_work(client: httpx.Client) -> None:
+    assert "swagger" in client.get("/docs").text.lower()
+    paths = client.get("/openapi.json").json()["paths"]
+    one = paths["/encode_image"]["post"]
+    assert one["requestBody"] == ENCODE_IMAGE["requestBody"]
+    assert {"multipart/form-data", "application/json", "image/*", "application/octet-stream"} == set(
+        one["requestBody"]["content"]
+    )
+    assert {"200", "400", "413", "415", "422", "503"} <= one["responses"].keys()
+    for example in one["requestBody"]["content"]["application/json"]["examples"].values():
+        response = client.post("/encode_image", json=example["value"])
+        assert (response.status_code, len(response.json())) == (200, 512)
+    content = ENCODE_IMAGES["requestBody"]["content"]
+    for example in content["application/json"]["examples"].values():
+        body = client.post("/encode_images", json=example["value"]).json()
+        assert [e is None for e in body["embeddings"]] == [False, True]
+
+
+def test_a_model_that_fails_its_self_check_serves_nothing(
+    encoder: Encoder, model: Model, config: Config, photo: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = dataclasses.replace(model, golden_embedding=np.roll(model.golden_embedding, 1))
+    broken = Encoder(encoder.engine, other, config)
+    assert "self-check" in caplog.text
+    with serve(broken) as client:
+        health = client.get("/health")
+        assert (health.status_code, health.json()["status"]) == (503, "unhealthy")
+        refused = client.post("/encode_image", content=photo, headers=JPEG)
+        assert (refused.status_code, refused.json()["code"]) == (503, "model_unhealthy")
+
+
+def test_official_weights_are_healthy(encoder: Encoder, model: Model, config: Config) -> None:
+    official = Encoder(encoder.engine, dataclasses.replace(model, weights="openai"), config)
+    assert official.health()["status"] == "healthy"
+    assert "openai" in official.fingerprint
+
+
+def test_a_fault_of_ours_is_logged_and_tells_the_caller_nothing(
+    model: Model, config: Config, photo: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(OnnxCpuEngine):
+        calls = 0
+
+        def encode(self, pixels: Pixels) -> Embeddings:
+            self.calls += 1
+            if self.calls > 1:  # after the self-check
+                raise RuntimeError("secret internals")
+            return super().encode(pixels)
+
+    with serve(Encoder(Failing(model, threads=1), model, config)) as client:
+        response = client.post("/encode_image", content=photo, headers=JPEG)
+        assert response.status_code == 500
+        assert response.json()["code"] == "internal_error"
+        assert "secret" not in response.text
+        assert response.headers["x-clip-fingerprint"]
+        assert client.get("/health").status_code == 200
+    (logged,) = [r for r in caplog.records if r.levelno >= logging.ERROR]  # once
+    assert "POST /encode_image" in logged.getMessage()
+    assert logged.exc_info
