@@ -61,7 +61,17 @@ TORCH_cuda := torch==2.13.0 torchvision==0.28.0
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.export
 	$(PIP) install -r requirements-dev.txt
+	-@$(MAKE) --no-print-directory $(BIN)/aws-lambda-rie
 	@touch $@
+
+# AWS's Runtime Interface Emulator, out of the SAM CLI's wheel: the tests run the real runtime in it.
+SAM_CLI := 1.170.0
+$(BIN)/aws-lambda-rie: | $(BIN)/python
+	$(PIP) download --no-deps --dest $(VENV)/sam aws-sam-cli==$(SAM_CLI)
+	$(BIN)/python -m zipfile -e $(VENV)/sam/*.whl $(VENV)/sam
+	mv $(VENV)/sam/samcli/local/rapid/aws-lambda-rie-$(if $(filter aarch64 arm64,$(shell uname -m)),arm64,x86_64) $@
+	chmod +x $@
+	rm -r $(VENV)/sam
 
 clean:  ## remove what make made, except downloads
 	rm -rf $(VENV) $(MODEL_DIR) .pytest_cache .mypy_cache .ruff_cache .coverage

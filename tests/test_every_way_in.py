@@ -1,0 +1,140 @@
+"""The same photograph through every way in gives the same 512 numbers."""
+
+import base64
+import importlib
+import json
+import types
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+
+from events.generate import HERE, PHOTO
+from handler.encoder import Encoder
+from handler.engines import Engine
+from handler.errors import ClipError
+from handler.model import Model
+
+Event = dict[str, Any]
+
+
+def event(name: str) -> Event:
+    loaded: Event = json.loads((HERE / f"{name}.json").read_text())
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def main(model: Model) -> types.ModuleType:
+    """``handler.main`` as Lambda imports it: it loads the model now."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIP_MODEL_DIR", str(model.directory))
+        return importlib.import_module("handler.main")
+
+
+@pytest.fixture(scope="module")
+def vector(encoder: Encoder) -> list[float]:
+    return [float(str(x)) for x in encoder.encode(PHOTO)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["rest_multipart", "rest_base64_json", "http_api_multipart", "http_api_raw", "function_url", "alb"],
+)
+def test_http_events(main: types.ModuleType, vector: list[float], name: str) -> None:
+    response = main.handler(event(name), None)
+    assert response["statusCode"] == 200
+    assert response["isBase64Encoded"] is False
+    assert json.loads(response["body"]) == vector
+    assert response["headers"]["x-clip-fingerprint"] == main.encoder.fingerprint
+
+
+def test_direct_invokes(main: types.ModuleType, vector: list[float]) -> None:
+    assert main.handler(event("direct_image"), None) == {
+        "embedding": vector,
+        "embedding_size": 512,
+        "model": "ViT-B/32",
+    }
+    batch = main.handler(event("direct_images"), None)
+    assert batch["embeddings"][2] == vector
+    assert len(batch["embeddings"]) == 5
+    assert all(np.linalg.norm(e) == pytest.approx(1, abs=1e-6) for e in batch["embeddings"])
+    assert batch["errors"] == []
+
+
+def test_the_web_server(client: httpx.Client, vector: list[float]) -> None:
+    text = base64.b64encode(PHOTO).decode()
+    raw = {"content-type": "image/jpeg"}
+    octets = {"accept": "application/octet-stream"}
+    answers = [
+        client.post("/encode_image", files={"image": ("photo.jpg", PHOTO, "image/jpeg")}).json(),
+        client.post("/encode_image", json={"image": text}).json(),
+        client.post("/encode_image", json={"image": f"data:image/jpeg;base64,{text}"}).json(),
+        client.post("/encode_image", content=PHOTO, headers=raw).json(),
+        client.post("/encode_images", json={"images": [text] * 5}).json()["embeddings"][4],
+        client.post("/encode_images", files=[("images", PHOTO)] * 2).json()["embeddings"][1],
+    ]
+    assert answers == [vector] * len(answers)
+    binary = client.post("/encode_image", content=PHOTO, headers=raw | octets).content
+    np.testing.assert_array_equal(np.frombuffer(binary, "<f4"), np.array(vector, np.float32))
+    assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
+
+
+def test_both_engines_through_the_same_path(engine: Engine, model: Model, vector: list[float]) -> None:
+    from handler.config import Config
+
+    encoder = Encoder(engine, model, Config())
+    assert encoder.fault is None
+    assert float(encoder.encode(PHOTO) @ np.array(vector, np.float32)) >= 0.9999
+
+
+def test_a_binary_response_through_api_gateway(main: types.ModuleType, vector: list[float]) -> None:
+    request = event("http_api_raw")
+    request["headers"]["accept"] = "application/octet-stream"
+    response = main.handler(request, None)
+    assert response["isBase64Encoded"] is True
+    numbers = np.frombuffer(base64.b64decode(response["body"]), "<f4")
+    np.testing.assert_array_equal(numbers, np.array(vector, np.float32))
+
+
+def test_health_and_warm_up(main: types.ModuleType) -> None:
+    health = json.loads(main.handler(event("rest_health"), None)["body"])
+    assert health["status"] == "synthetic"
+    assert main.handler(event("direct_health"), None) == health
+    assert main.handler(event("scheduled_warmup"), None) == health
+
+
+@pytest.mark.parametrize(
+    ("payload", "message"),
+    [
+        (event("bad_not_an_image"), "not_an_image: "),
+        (event("bad_base64"), "invalid_base64: "),
+        (event("bad_unknown_keys"), "invalid_event: expected .* got the keys 'picture', 'size'"),
+        ({}, "invalid_event: expected .* got the keys \\(none\\)"),
+        ([], "invalid_event: expected .* got a list"),
+        ("text", "invalid_event: expected .* got a str"),
+        (None, "invalid_event: expected .* got a NoneType"),
+        ({"action": "reboot"}, "invalid_event: "),
+        ({"image": None}, "invalid_field: the field 'image'"),
+        ({"image": "aGk=", "model": "L/14"}, "invalid_field: unknown field 'model'"),
+        ({"images": []}, "invalid_field: the field 'images'"),
+        ({"images": ["aGk="] * 33}, "too_many_images: 33 images"),
+        ({"requestContext": {"http": {}}}, "invalid_event: an HTTP event, but malformed"),
+        ({"requestContext": {"elb": {}}, "httpMethod": 5}, "invalid_event: an HTTP event, but malformed"),
+    ],
+)
+def test_a_bad_direct_event_says_what_was_expected_and_never_what_came(
+    main: types.ModuleType, payload: object, message: str
+) -> None:
+    with pytest.raises(ClipError, match=message) as caught:
+        main.handler(payload, None)
+    assert "c2VjcmV0" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_an_http_event_with_a_bad_body_is_a_4xx(main: types.ModuleType) -> None:
+    request = event("rest_multipart")
+    request["body"] = base64.b64encode(base64.b64decode(request["body"])[:5000]).decode()
+    response = main.handler(request, None)
+    assert response["statusCode"] == 400
+    assert json.loads(response["body"])["code"] == "invalid_multipart"
