@@ -26,3 +26,10 @@ def test_only_main_has_effects_at_import() -> None:
     names = [f"handler.{path.stem}" for path in (ROOT / "handler").glob("*.py") if path.stem != "main"]
     modules = _modules_after(f"import {', '.join(names)}", CLIP_MODEL_DIR="/nonexistent")
     assert set(names) - {"handler.__init__"} <= modules
+
+
+def test_onnx_runtime_sends_no_telemetry(model_dir: Path, tmp_path: Path) -> None:
+    """Its telemetry, on by default, would keep a device id and a queue of events in the home folder."""
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    _modules_after("import handler.main", CLIP_MODEL_DIR=str(model_dir), **home)
+    assert list(tmp_path.rglob("*")) == []

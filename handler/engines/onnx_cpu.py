@@ -1,5 +1,10 @@
 """ONNX Runtime on CPU: the engine on Lambda. The graph is built by ``export/graph.py``."""
 
+import os
+
+# Unless told not to before it is imported, ONNX Runtime reports its use to Microsoft.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 import onnxruntime as ort
 
 from handler.engines import Embeddings, Pixels
