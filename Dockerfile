@@ -1,0 +1,76 @@
+# The Lambda function's image (the last stage, so the default) and a plain web server's:
+#
+#   docker build -t clip-image-encoder .
+#   docker build -t clip-server --target server .                    (--build-arg TORCH=cuda for a GPU)
+#
+# Both builders take it, BuildKit and the classic one that `sam build` uses: hence no RUN --mount, no
+# heredocs, no COPY --chmod.
+ARG BASE_IMAGE=public.ecr.aws/lambda/python:3.13
+
+# --- what the function imports, compiled -----------------------------------------------------------
+FROM ${BASE_IMAGE} AS packages
+COPY requirements.txt ./
+RUN pip install --no-cache-dir --no-compile --require-hashes --only-binary :all: \
+        --target /packages -r requirements.txt \
+    # Nothing imports these at run time: 9 MB of model converters, 17 MB of tests, pip's launchers.
+    && rm -rf /packages/onnxruntime/transformers /packages/onnxruntime/quantization \
+        /packages/onnxruntime/tools /packages/bin \
+    && find /packages -type d -name tests -prune -exec rm -rf {} + \
+    # unchecked-hash: on a read-only root a stale time stamp would mean compiling at every cold start.
+    && python -m compileall -q --invalidation-mode unchecked-hash /packages \
+    && chmod -R a+rX /packages
+COPY handler/ /code/handler/
+RUN python -m compileall -q --invalidation-mode unchecked-hash /code && chmod -R a+rX /code
+
+# --- torch and clip: for the export, and for the server --------------------------------------------
+FROM ${BASE_IMAGE} AS torch
+ARG TORCH=cpu
+# Where to look for wheels besides the package index, as pip's own setting of that name.
+ARG PIP_FIND_LINKS=
+COPY requirements-export.txt requirements-torch.txt ./
+RUN pip install --no-cache-dir -r requirements-export.txt
+RUN case "$TORCH" in \
+        cpu)  pip install --no-cache-dir --retries 2 --no-deps -r requirements-torch.txt ;; \
+        cuda) pip install --no-cache-dir torch==2.13.0 torchvision==0.28.0 ;; \
+        *)    echo "TORCH is cpu or cuda, not '$TORCH'" >&2; exit 2 ;; \
+    esac
+
+# --- checkpoint -> model, behind the parity gate ----------------------------------------------------
+FROM torch AS export
+ARG WEIGHTS=openai
+COPY handler/ handler/
+COPY export/ export/
+# The pattern makes the checkpoint optional: where it lies in the context nothing is downloaded.
+COPY requirements-torch.txt ViT-B-32.p[t] ./
+RUN mkdir -p ~/.cache/clip && if [ -f ViT-B-32.pt ]; then ln -s "$PWD/ViT-B-32.pt" ~/.cache/clip/; fi; \
+    case "$WEIGHTS" in \
+        openai)    python -m export --out /model ;; \
+        custom)    python -m export --out /model --checkpoint ViT-B-32.pt ;; \
+        synthetic) python -m export --out /model --synthetic ;; \
+        *)         echo "WEIGHTS is openai, custom or synthetic, not '$WEIGHTS'" >&2; exit 2 ;; \
+    esac || { echo "docker build: no model. Put the official ViT-B-32.pt beside the Dockerfile, or build" \
+                   "with --build-arg WEIGHTS=synthetic to try things out: its vectors mean nothing." >&2; \
+              exit 1; }; \
+    rm -rf ~/.cache/clip && chmod -R a+rX /model
+
+# --- target `server`: uvicorn and the torch engine, on CUDA where there is one ----------------------
+FROM torch AS server
+ARG WEIGHTS=openai
+LABEL clip.weights=${WEIGHTS}
+COPY --from=export /model/ model/
+COPY --from=packages /code/ ./
+ENV CLIP_ENGINE=torch NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
+EXPOSE 3000
+USER 993:990
+ENTRYPOINT []
+CMD ["python", "-m", "uvicorn", "handler.main:app", "--host", "0.0.0.0", "--port", "3000"]
+
+# --- the function -----------------------------------------------------------------------------------
+# No USER: Lambda runs every image as its own unprivileged user, and `sam local` refuses another.
+FROM ${BASE_IMAGE} AS lambda
+ARG WEIGHTS=openai
+LABEL clip.weights=${WEIGHTS}
+COPY --from=packages /packages/ ./
+COPY --from=export /model/model.json /model/visual.onnx /model/visual.onnx.data model/
+COPY --from=packages /code/ ./
+CMD ["handler.main.handler"]
