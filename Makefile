@@ -18,14 +18,15 @@ help:  ## this list
 run: $(VENV)/.export $(MODEL_DIR)/model.json  ## serve on PORT=3000 (WEIGHTS=openai|synthetic, MODEL_DIR=model)
 	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/uvicorn handler.main:app --host 0.0.0.0 --port $(PORT)
 
-model: $(VENV)/.export  ## export the model again, into MODEL_DIR
-	$(BIN)/python -m export --out $(MODEL_DIR) $(EXPORT_$(WEIGHTS))
+model: $(VENV)/.export  ## export the model again, into MODEL_DIR (CHECKPOINT=FILE for weights of your own)
+	$(BIN)/python -m export --out $(MODEL_DIR) $(EXPORT)
 
 $(MODEL_DIR)/model.json: | $(VENV)/.export
-	$(BIN)/python -m export --out $(MODEL_DIR) $(EXPORT_$(WEIGHTS))
+	$(BIN)/python -m export --out $(MODEL_DIR) $(EXPORT)
 
 EXPORT_openai    := --or-synthetic
 EXPORT_synthetic := --synthetic
+EXPORT           := $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT),$(EXPORT_$(WEIGHTS)))
 
 test: $(VENV)/.dev  ## every test that needs no container engine
 	$(BIN)/python -m pytest $(ARGS)

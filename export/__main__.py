@@ -8,6 +8,7 @@ import json
 import platform
 import shutil
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +32,14 @@ The official checkpoint could not be downloaded:
   {error}
 To use it, fetch ViT-B-32.pt on a machine that can reach
   {url}
-and put it at {cache}/ViT-B-32.pt, or pass it with --checkpoint FILE."""
+and put it at {cache}/ViT-B-32.pt, or pass it with --checkpoint FILE,
+then export again (`make model`, or `make model CHECKPOINT=FILE`)."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the export; 0, or 1 with the reason on stderr and no model folder left behind."""
     options = _parse(arguments)
+    warnings.filterwarnings("ignore", module="PIL")  # advice on the parity set's odd images
     out: Path = options.out
     if out.exists() and any(out.iterdir()) and not (out / "model.json").exists():
         print(f"{out} is not empty and holds no model: choose another --out", file=sys.stderr)

@@ -4,6 +4,7 @@
 """
 
 import logging
+import warnings
 from typing import Any
 
 from mangum import Mangum
@@ -16,6 +17,7 @@ from handler.errors import InvalidEvent
 
 config = Config.from_env()
 logging.basicConfig(level=config.log_level, format="%(levelname)s %(name)s %(message)s")
+warnings.filterwarnings("ignore", module="PIL")  # advice on images, which are the callers'
 encoder = load_encoder(config)
 app = create_app(encoder)
 # Mangum would run startup and shutdown around every single invocation; there is nothing to start.

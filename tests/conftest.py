@@ -2,6 +2,11 @@
 
 import base64
 import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +28,7 @@ from handler.engines.torch_clip import TorchClipEngine
 from handler.model import Model
 
 ROOT = Path(__file__).parent.parent
+EMULATOR = os.environ.get("RIE") or shutil.which("aws-lambda-rie", path=Path(sys.executable).parent)
 
 
 @pytest.fixture(scope="session")
@@ -49,7 +55,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory, cache: Path, synthetic: 
     out = tmp_path_factory.mktemp("export") / "model"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "CACHE", cache)
-        # The same seed gives the same file: no need to make it twice.
+        # The same seed gives the same weights: no need to make it twice.
         patch.setattr(checkpoint, "make_synthetic", lambda path: synthetic)
         assert export(["--synthetic", "--out", str(out)]) == 0
     return out
@@ -114,6 +120,53 @@ class serve:  # noqa: N801  # a context manager, used like a function
         self.client.close()
         self.server.should_exit = True
         self.thread.join()
+
+
+@pytest.fixture(scope="session")
+def lambda_client(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    """A Lambda execution environment of ``handler.main.handler``."""
+    require("emulator", EMULATOR, "no aws-lambda-rie beside python and none named by RIE")
+    port, api = free_port(), free_port()
+    command = [
+        *(str(EMULATOR), "--log-level", "error"),
+        *("--runtime-interface-emulator-address", f"127.0.0.1:{port}"),
+        *("--runtime-api-address", f"127.0.0.1:{api}"),
+        *(sys.executable, "-m", "awslambdaric", "handler.main.handler"),
+    ]
+    settings = {
+        "AWS_LAMBDA_FUNCTION_NAME": "clip",
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "1769",
+        "AWS_LAMBDA_FUNCTION_TIMEOUT": "29",
+        "LAMBDA_TASK_ROOT": str(ROOT),
+        "CLIP_MODEL_DIR": str(model_dir),
+    }
+    log = tmp_path_factory.mktemp("emulator") / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=os.environ | settings, stdout=output, stderr=output, start_new_session=True
+        )
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+            wait_for(port, process)
+            yield client
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=10)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        assert process.poll() is None, "the server stopped"
+        with socket.socket() as s:
+            if s.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+    pytest.fail("the server does not listen")
 
 
 def require(name: str, present: object, reason: str) -> None:
