@@ -16,7 +16,7 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1 - /p' Makefile
 
 run: $(VENV)/.export $(MODEL_DIR)/model.json  ## serve on PORT=3000 (WEIGHTS=openai|synthetic, MODEL_DIR=model)
-	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/uvicorn handler.main:app --host 0.0.0.0 --port $(PORT)
+	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/uvicorn handler.main:app --no-access-log --host 0.0.0.0 --port $(PORT)
 
 model: $(VENV)/.export  ## export the model again, into MODEL_DIR (CHECKPOINT=FILE for weights of your own)
 	$(BIN)/python -m export --out $(MODEL_DIR) $(EXPORT)

@@ -1,16 +1,22 @@
 """The HTTP interface: routes, and the one place where errors become responses."""
 
 import logging
+import re
+import uuid
+from collections.abc import Callable
 
+import anyio
+import anyio.to_thread
 from fastapi import FastAPI, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from handler import __version__, openapi, schemas
+from handler import __version__, openapi, schemas, telemetry
+from handler.config import available_cpus
 from handler.encoder import Encoder
-from handler.errors import BodyTooLarge, ClipError, InternalError, UnsupportedType
+from handler.errors import BodyTooLarge, ClipError, InternalError, Overloaded, UnsupportedMediaType
 
 OCTETS = "application/octet-stream"
 log = logging.getLogger("clip")
@@ -24,7 +30,7 @@ def create_app(encoder: Encoder) -> FastAPI:
         description="An image in, OpenAI CLIP ViT-B/32's embedding out: 512 numbers of unit length.",
         responses=openapi.ERRORS,
     )
-    app.add_middleware(_Outermost, fingerprint=encoder.fingerprint)
+    app.add_middleware(_Outermost, encoder=encoder)
     _add_error_responses(app)
     _add_routes(app, encoder)
     return app
@@ -32,6 +38,11 @@ def create_app(encoder: Encoder) -> FastAPI:
 
 def _add_routes(app: FastAPI, encoder: Encoder) -> None:
     config = encoder.config
+    # As many threads as CPUs: decoded images wait in nobody's memory.
+    turns = anyio.CapacityLimiter(available_cpus())
+
+    async def run(work: Callable[[], Response]) -> Response:
+        return await anyio.to_thread.run_sync(work, limiter=turns)
 
     @app.post("/encode_image", openapi_extra=openapi.ENCODE_IMAGE, responses=openapi.EMBEDDING)
     async def encode_image(request: Request) -> Response:
@@ -45,7 +56,7 @@ def _add_routes(app: FastAPI, encoder: Encoder) -> None:
                 return Response(schemas.to_bytes(embedding), media_type=OCTETS)
             return Response(schemas.to_json(embedding), media_type="application/json")
 
-        return await run_in_threadpool(encode)
+        return await run(encode)
 
     @app.post(
         "/encode_images",
@@ -64,7 +75,7 @@ def _add_routes(app: FastAPI, encoder: Encoder) -> None:
             text = f'{{"embeddings":[{",".join(embeddings)}],"errors":{bytes(errors).decode()}}}'
             return Response(text, media_type="application/json")
 
-        return await run_in_threadpool(encode)
+        return await run(encode)
 
     @app.get("/health", response_model=schemas.Health)
     async def health() -> Response:
@@ -95,7 +106,7 @@ def _read_image(content_type: str, body: bytes) -> bytes:
         return schemas.decode_base64(schemas.validate(schemas.EncodeRequest, body).image)
     if kind.startswith("image/") or kind == OCTETS:
         return body
-    raise UnsupportedType(
+    raise UnsupportedMediaType(
         f"the Content-Type {kind[:64]!r} is not read here: send multipart/form-data with a field "
         '"image", application/json with {"image": "<base64>"}, image/* or application/octet-stream'
     )
@@ -111,7 +122,7 @@ def _read_images(content_type: str, body: bytes, limit: int) -> list[bytes | Cli
     if kind == "application/json":
         request = schemas.validate(schemas.EncodeBatchRequest, body)
         return schemas.decode_base64_batch(request.images, limit)
-    raise UnsupportedType(
+    raise UnsupportedMediaType(
         f"the Content-Type {kind[:64]!r} is not read here: send multipart/form-data with fields "
         '"images", or application/json with {"images": ["<base64>", ...]}'
     )
@@ -126,36 +137,65 @@ def _add_error_responses(app: FastAPI) -> None:
     async def http_error(_: Request, error: HTTPException) -> Response:
         # Starlette's own: no such path, no such method, a body that broke off.
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+        telemetry.note(code=code)
         body = {"code": code, "detail": error.detail}
         return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 
 
 class _Outermost:
-    """Around every request: the fingerprint on each response, and no fault without an answer."""
+    """Around every request: its log line, the headers every response has, and an answer to any fault."""
 
-    def __init__(self, app: ASGIApp, fingerprint: str) -> None:
+    def __init__(self, app: ASGIApp, encoder: Encoder) -> None:
         self.app = app
-        self.header = (b"x-clip-fingerprint", fingerprint.encode())
+        self.fingerprint = encoder.fingerprint.encode()
+        self.max_pending = encoder.config.max_pending
+        self.pending = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = False
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        with telemetry.request("http", _request_id(scope)) as record:
+            record |= {"method": scope["method"], "path": scope["path"]}
 
-        async def send_with_header(message: Message) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                message["headers"] = [*message.get("headers", []), self.header]
-            await send(message)
+            async def send_with_headers(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    record["status"] = message["status"]
+                    ours = [
+                        (b"x-clip-fingerprint", self.fingerprint),
+                        (b"x-request-id", record["request_id"].encode()),
+                    ]
+                    message["headers"] = [*message.get("headers", []), *ours]
+                await send(message)
 
+            await self._answer(scope, receive, send_with_headers)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Health is answered whatever the load: it takes no turn of its own.
+        if scope["path"] != "/health" and self.pending >= self.max_pending:
+            error: ClipError = Overloaded("too many requests at once: try again in a second")
+            await _error_response(error)(scope, receive, send)
+            return
+        self.pending += 1
         try:
-            await self.app(scope, receive, send_with_header if scope["type"] == "http" else send)
+            await self.app(scope, receive, send)
+        except ClientDisconnect:
+            telemetry.note(status=499, code="client_disconnected")  # nobody is left to answer
         except Exception:
-            if started:
-                raise
-            log.exception("%s %s failed", scope.get("method"), scope.get("path"))
+            log.exception("%s %s failed", scope["method"], scope["path"])
             error = InternalError("the service failed; the fault is logged")
-            await _error_response(error)(scope, receive, send_with_header)
+            await _error_response(error)(scope, receive, send)
+        finally:
+            self.pending -= 1
+
+
+def _request_id(scope: Scope) -> str:
+    """The caller's ``X-Request-Id`` where it is one, else a new one."""
+    given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+    return given if re.fullmatch(r"[\w.=:/+-]{1,128}", given, re.ASCII) else str(uuid.uuid4())
 
 
 def _error_response(error: ClipError) -> JSONResponse:
-    return JSONResponse(error.body(), status_code=error.status)
+    telemetry.note(code=error.code)
+    headers = {"Retry-After": "1"} if error.status == 503 else None
+    return JSONResponse(error.body(), status_code=error.status, headers=headers)

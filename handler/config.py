@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 ENGINES = ("auto", "onnx", "torch")
+PROFILES = ("openai", "corrected")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -22,18 +23,22 @@ class Config:
     """The folder that ``python -m export`` wrote."""
     engine: str = "auto"
     """``onnx``, ``torch``, or ``auto``: torch where CUDA is usable, else onnx."""
+    preprocess: str = "openai"
+    """``openai``: its pipeline bit for bit; ``corrected``: EXIF rotation, transparency on white, 16 bits."""
     threads: int = 0
     """Compute threads of one inference; 0: as many as this process has CPUs."""
     max_body_bytes: int = 64 * 2**20
     """Largest HTTP body; Lambda itself stops at 6 MB."""
     max_image_bytes: int = 32 * 2**20
     """Largest encoded image, after base64 is undone."""
-    max_pixels: int = 64 * 2**20
-    """Largest image in pixels; 64 Mi lets 50-megapixel phone cameras through."""
+    max_pixels: int = 48 * 2**20
+    """Largest image in pixels; 48 Mi is 8192 x 6144, the largest of "50-megapixel" phone cameras."""
     max_aspect_ratio: int = 100
     """Longest side over shortest: bounds the resized image, which pixels alone do not."""
     max_images: int = 32
     """Most images in one batch."""
+    max_pending: int = 64
+    """Most requests in progress or waiting; one more is answered 503 at once."""
     log_level: str = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
 
@@ -55,6 +60,7 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse what no part of the service could work with."""
         _one_of("CLIP_ENGINE", self.engine, ENGINES)
+        _one_of("CLIP_PREPROCESS", self.preprocess, PROFILES)
         _one_of("CLIP_LOG_LEVEL", self.log_level, LOG_LEVELS)
         for field in fields(self):
             value = getattr(self, field.name)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from handler import __version__, image
+from handler import __version__, image, telemetry
 from handler.config import Config
 from handler.engines import Engine, load_engine
 from handler.errors import ClipError, ModelUnhealthy
@@ -30,7 +30,7 @@ class Encoder:
         self.engine = engine
         self.model = model
         self.config = config
-        self.fingerprint = model.fingerprint(engine.precision)
+        self.fingerprint = model.fingerprint(engine.precision, config.preprocess)
         self._one_at_a_time = threading.Lock()  # an inference uses every CPU: two at once only wait
         self.fault = self._self_check()
 
@@ -60,19 +60,26 @@ class Encoder:
             raise ModelUnhealthy("the model failed its start-up self-check; see /health and the log")
         pixels: list[NDArray[np.uint8]] = []
         results: list[Embedding | ClipError | int] = []  # an int is a row of the engine's answer
-        for data in images:
-            try:
-                if isinstance(data, ClipError):
-                    raise data
-                pixels.append(image.preprocess(image.decode(data, self.config)))
-                results.append(len(pixels) - 1)
-            except ClipError as error:
-                results.append(error)
+        with telemetry.timed("decode_ms"):
+            for data in images:
+                try:
+                    pixels.append(self._pixels(data))
+                    results.append(len(pixels) - 1)
+                except ClipError as error:
+                    results.append(error)
+        telemetry.note(images=len(images), failed=len(images) - len(pixels))
         if not pixels:
             return [r for r in results if not isinstance(r, int)]
-        with self._one_at_a_time:
+        with self._one_at_a_time, telemetry.timed("engine_ms"):
             embeddings = self.engine.encode(np.stack(pixels))  # [n, 512]
         return [embeddings[r] if isinstance(r, int) else r for r in results]
+
+    def _pixels(self, data: bytes | ClipError) -> NDArray[np.uint8]:
+        if isinstance(data, ClipError):
+            raise data
+        decoded = image.decode(data, self.config)
+        telemetry.note(format=decoded.format, size=decoded.size, bytes=len(data))
+        return image.preprocess(decoded, self.config.preprocess)
 
     def _self_check(self) -> str | None:
         """Encode the golden image; None when its vector is clip's own, else what is wrong."""

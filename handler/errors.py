@@ -14,7 +14,7 @@
     │   ├── ImageTooLarge        image_too_large         413
     │   ├── TooManyPixels        too_many_pixels         413
     │   ├── TooManyImages        too_many_images         413
-    │   ├── UnsupportedType      unsupported_media_type  415
+    │   ├── UnsupportedMediaType unsupported_media_type  415
     │   ├── NotAnImage           not_an_image            422
     │   ├── UnsupportedFormat    unsupported_format      422
     │   ├── InvalidImage         invalid_image           422
@@ -22,13 +22,15 @@
     │   └── ExtremeShape         extreme_shape           422
     └── ServiceError                                           our fault: the same request may work later
         ├── InternalError        internal_error          500  yes
-        └── ModelUnhealthy       model_unhealthy         503  yes
+        ├── ModelUnhealthy       model_unhealthy         503  yes
+        └── Overloaded           overloaded              503  yes
 
 ``detail`` is written for the caller: what was wrong and what to send instead. It never holds
-payloads, paths or the names of internals.
+payloads, paths or the names of internals. ``code`` is the class's name in snake case.
 """
 
-from typing import ClassVar
+import re
+from typing import Any, ClassVar
 
 
 class ClipError(Exception):
@@ -37,6 +39,11 @@ class ClipError(Exception):
     code: ClassVar[str]
     status: ClassVar[int]
     retryable: ClassVar[bool]
+
+    def __init_subclass__(cls, status: int = 500, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.code = re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+        cls.status = status
 
     def __init__(self, detail: str) -> None:
         super().__init__(detail)
@@ -57,115 +64,83 @@ class RequestError(ClipError):
     retryable = False
 
 
-class InvalidEvent(RequestError):
-    """A Lambda event of no known kind, or of a known kind but malformed."""
-
-    code, status = "invalid_event", 400
-
-
-class InvalidJson(RequestError):
-    """The body is not JSON, or not a JSON object."""
-
-    code, status = "invalid_json", 400
-
-
-class InvalidMultipart(RequestError):
-    """The body is not the multipart/form-data its Content-Type promises."""
-
-    code, status = "invalid_multipart", 400
-
-
-class InvalidBase64(RequestError):
-    """An image string is neither base64 nor a base64 data: URI."""
-
-    code, status = "invalid_base64", 400
-
-
-class MissingField(RequestError):
-    """A required field is absent or empty."""
-
-    code, status = "missing_field", 400
-
-
-class InvalidField(RequestError):
-    """A field is unknown or of the wrong type."""
-
-    code, status = "invalid_field", 400
-
-
-class BodyTooLarge(RequestError):
-    """The request body is over ``CLIP_MAX_BODY_BYTES``."""
-
-    code, status = "body_too_large", 413
-
-
-class ImageTooLarge(RequestError):
-    """An encoded image is over ``CLIP_MAX_IMAGE_BYTES``."""
-
-    code, status = "image_too_large", 413
-
-
-class TooManyPixels(RequestError):
-    """An image is over ``CLIP_MAX_PIXELS``."""
-
-    code, status = "too_many_pixels", 413
-
-
-class TooManyImages(RequestError):
-    """A batch is over ``CLIP_MAX_IMAGES``."""
-
-    code, status = "too_many_images", 413
-
-
-class UnsupportedType(RequestError):
-    """The Content-Type is none of those the route reads."""
-
-    code, status = "unsupported_media_type", 415
-
-
-class NotAnImage(RequestError):
-    """The bytes begin like no image format."""
-
-    code, status = "not_an_image", 422
-
-
-class UnsupportedFormat(RequestError):
-    """An image, but of a format that is not served."""
-
-    code, status = "unsupported_format", 422
-
-
-class InvalidImage(RequestError):
-    """The bytes begin like an image but cannot be decoded."""
-
-    code, status = "invalid_image", 422
-
-
-class TruncatedImage(RequestError):
-    """The image ends before its data is complete."""
-
-    code, status = "truncated_image", 422
-
-
-class ExtremeShape(RequestError):
-    """The aspect ratio is over ``CLIP_MAX_ASPECT_RATIO``."""
-
-    code, status = "extreme_shape", 422
-
-
 class ServiceError(ClipError):
     """The service failed; the request may be fine."""
 
     retryable = True
 
 
-class InternalError(ServiceError):
+class InvalidEvent(RequestError, status=400):
+    """A Lambda event of no known kind, or of a known kind but malformed."""
+
+
+class InvalidJson(RequestError, status=400):
+    """The body is not JSON, or not a JSON object."""
+
+
+class InvalidMultipart(RequestError, status=400):
+    """The body is not the multipart/form-data its Content-Type promises."""
+
+
+class InvalidBase64(RequestError, status=400):
+    """An image string is neither base64 nor a base64 data: URI."""
+
+
+class MissingField(RequestError, status=400):
+    """A required field is absent or empty."""
+
+
+class InvalidField(RequestError, status=400):
+    """A field is unknown or of the wrong type."""
+
+
+class BodyTooLarge(RequestError, status=413):
+    """The request body is over ``CLIP_MAX_BODY_BYTES``."""
+
+
+class ImageTooLarge(RequestError, status=413):
+    """An encoded image is over ``CLIP_MAX_IMAGE_BYTES``."""
+
+
+class TooManyPixels(RequestError, status=413):
+    """An image is over ``CLIP_MAX_PIXELS``."""
+
+
+class TooManyImages(RequestError, status=413):
+    """A batch is over ``CLIP_MAX_IMAGES``."""
+
+
+class UnsupportedMediaType(RequestError, status=415):
+    """The Content-Type is none of those the route reads."""
+
+
+class NotAnImage(RequestError, status=422):
+    """The bytes begin like no image format."""
+
+
+class UnsupportedFormat(RequestError, status=422):
+    """An image, but of a format that is not served."""
+
+
+class InvalidImage(RequestError, status=422):
+    """The bytes begin like an image but cannot be decoded."""
+
+
+class TruncatedImage(RequestError, status=422):
+    """The image ends before its data is complete."""
+
+
+class ExtremeShape(RequestError, status=422):
+    """The aspect ratio is over ``CLIP_MAX_ASPECT_RATIO``."""
+
+
+class InternalError(ServiceError, status=500):
     """A fault of ours. The log has the context; the caller does not."""
 
-    code, status = "internal_error", 500
 
-
-class ModelUnhealthy(ServiceError):
+class ModelUnhealthy(ServiceError, status=503):
     """The start-up self-check failed: no vector is better than a wrong one."""
 
-    code, status = "model_unhealthy", 503
+
+class Overloaded(ServiceError, status=503):
+    """``CLIP_MAX_PENDING`` requests are in progress or waiting already."""

@@ -1,4 +1,4 @@
-"""Bytes -> decoded image -> pixels. Every limit on size, pixels, shape and format is here.
+"""Bytes -> decoded image -> pixels. Every limit on size, pixels and shape is here.
 
 The steps and their order are those of OpenAI's ``clip._transform``: resize, crop, and only then
 convert to RGB. Peers that convert first, or floor the crop's offset, get other vectors.
@@ -9,50 +9,22 @@ from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from handler.config import Config
 from handler.errors import (
+    ClipError,
     ExtremeShape,
     ImageTooLarge,
     InvalidImage,
     MissingField,
-    NotAnImage,
     TooManyPixels,
     TruncatedImage,
-    UnsupportedFormat,
 )
+from handler.formats import jpeg_scans, sniff, webp_size
 
 SIZE = 224
 """Side of the square the model sees, in pixels."""
-
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-"""What is ever opened; of animations, the first frame."""
-
-_SIGNATURES: tuple[tuple[int, bytes, str], ...] = (  # offset, bytes, format
-    (0, b"\xff\xd8\xff", "JPEG"),
-    (0, b"\x89PNG\r\n\x1a\n", "PNG"),
-    (8, b"WEBP", "WEBP"),
-    (0, b"GIF8", "GIF"),
-    (0, b"BM", "BMP"),
-    (0, b"II*\0", "TIFF"),
-    (0, b"MM\0*", "TIFF"),
-    (0, b"II+\0", "TIFF"),
-    (0, b"MM\0+", "TIFF"),
-    (4, b"ftypavi", "AVIF"),
-    (4, b"ftypmif1", "AVIF"),
-    (4, b"ftypmsf1", "AVIF"),
-    (4, b"ftyphe", "HEIC"),
-    (0, b"\xff\x0a", "JPEG XL"),
-    (4, b"JXL ", "JPEG XL"),
-    (4, b"jP  ", "JPEG 2000"),
-    (0, b"8BPS", "PSD"),
-    (0, b"\0\0\1\0", "ICO"),
-    (0, b"%PDF", "PDF"),
-    (0, b"<svg", "SVG"),
-    (0, b"<?xml", "SVG"),
-)
-_SERVED = "JPEG, PNG, WebP, GIF, BMP, TIFF or AVIF"
 
 
 def decode(data: bytes, config: Config) -> Image.Image:
@@ -60,7 +32,7 @@ def decode(data: bytes, config: Config) -> Image.Image:
 
     Raises:
         MissingField, ImageTooLarge: no bytes, or over ``max_image_bytes``.
-        NotAnImage, UnsupportedFormat: not one of `FORMATS`.
+        NotAnImage, UnsupportedFormat: not one of `formats.FORMATS`.
         TooManyPixels, ExtremeShape: over ``max_pixels`` or ``max_aspect_ratio``.
         TruncatedImage, InvalidImage: the data ends early or is corrupt.
 
@@ -70,55 +42,60 @@ def decode(data: bytes, config: Config) -> Image.Image:
     if len(data) > config.max_image_bytes:
         raise ImageTooLarge(f"the image has {len(data):,} bytes, the limit is {config.max_image_bytes:,}")
     kind = sniff(data)
+    if kind == "WEBP":
+        _check_shape(webp_size(data), config)
     try:
         # MPO is a JPEG with more pictures behind the first; it opens through the JPEG plugin.
         image = Image.open(io.BytesIO(data), formats=(kind, "MPO") if kind == "JPEG" else (kind,))
         _check_shape(image.size, config)
+        if kind == "JPEG":
+            _check_scans(data, image.size, config)
         image.load()
-    except (ExtremeShape, TooManyPixels):
+    except ClipError:
         raise
     except Exception as error:  # noqa: BLE001  # decoders raise anything; whatever it is, this image is why
         _raise_undecodable(kind, error)
     return image
 
 
-def sniff(data: bytes) -> str:
-    """Name the format by its signature, so that only its own decoder ever sees the bytes.
-
-    Raises:
-        NotAnImage: no known signature.
-        UnsupportedFormat: a known one that is not in `FORMATS`.
-
-    """
-    for offset, signature, kind in _SIGNATURES:
-        if data.startswith(signature, offset):
-            if kind not in FORMATS:
-                raise UnsupportedFormat(f"{kind} is not supported: send {_SERVED}")
-            return kind
-    raise NotAnImage(f"the data is not an image: send {_SERVED}")
-
-
-def preprocess(image: Image.Image) -> NDArray[np.uint8]:
+def preprocess(image: Image.Image, profile: str = "openai") -> NDArray[np.uint8]:
     """Decoded image -> uint8 RGB [224, 224, 3]: ``clip._transform`` up to its ``ToTensor``.
 
     Bit for bit torchvision's ``Resize(224, BICUBIC)`` and ``CenterCrop(224)``, including the
-    rounding of a crop offset that falls on a half. EXIF rotation is not applied there either.
+    rounding of a crop offset that falls on a half. With `profile` ``corrected``, after `correct`.
 
     Raises:
         InvalidImage: pixels of a kind that cannot become RGB.
 
     """
-    width, height = image.size
-    short, long = min(width, height), max(width, height)
-    resized = int(SIZE * long / short)
-    size = (SIZE, resized) if width <= height else (resized, SIZE)
-    left, top = (round((side - SIZE) / 2.0) for side in size)
     try:
+        if profile == "corrected":
+            image = correct(image)
+        width, height = image.size
+        resized = int(SIZE * max(image.size) / min(image.size))
+        size = (SIZE, resized) if width <= height else (resized, SIZE)
+        left, top = (round((side - SIZE) / 2.0) for side in size)
         image = image.resize(size, Image.Resampling.BICUBIC)
         image = image.crop((left, top, left + SIZE, top + SIZE)).convert("RGB")
     except (ValueError, OSError) as error:
         raise InvalidImage(f"pixels of mode {image.mode} cannot be converted to RGB") from error
     return np.asarray(image)
+
+
+def correct(image: Image.Image) -> Image.Image:
+    """What people expect and OpenAI's pipeline does not do; the result is RGB.
+
+    The EXIF rotation is applied, 16-bit grey is scaled rather than clipped, a palette is looked up
+    before resizing, and transparency lets white shine through.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # I;16 and its kin, and I: what Pillow makes of 16-bit PNGs
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
 
 
 def _check_shape(size: tuple[int, int], config: Config) -> None:
@@ -133,6 +110,16 @@ def _check_shape(size: tuple[int, int], config: Config) -> None:
             f"the image is {width:,} x {height:,}: one side may be at most "
             f"{config.max_aspect_ratio} times the other"
         )
+
+
+def _check_scans(data: bytes, size: tuple[int, int], config: Config) -> None:
+    """A progressive JPEG is decoded once per scan, and a scan can be ten bytes: bound their product.
+
+    Real files have about ten scans; 16 of the largest image allowed leaves room for all of them.
+    """
+    scans = jpeg_scans(data)
+    if scans * size[0] * size[1] > 16 * config.max_pixels:
+        raise TooManyPixels(f"the JPEG image has {scans:,} scans over {size[0]:,} x {size[1]:,} pixels")
 
 
 def _raise_undecodable(kind: str, error: Exception) -> NoReturn:

@@ -3,22 +3,32 @@
 ``handler`` serves Lambda events; ``app`` serves HTTP anywhere (``uvicorn handler.main:app``).
 """
 
-import logging
+import uuid
 import warnings
 from typing import Any
 
 from mangum import Mangum
 
-from handler import direct
+from handler import direct, telemetry
 from handler.app import create_app
 from handler.config import Config
-from handler.encoder import load_encoder
+from handler.encoder import Encoder, load_encoder
 from handler.errors import InvalidEvent
 
-config = Config.from_env()
-logging.basicConfig(level=config.log_level, format="%(levelname)s %(name)s %(message)s")
+
+def _load() -> Encoder:
+    try:
+        config = Config.from_env()
+        telemetry.configure(config.log_level)
+        return load_encoder(config)
+    except Exception as error:
+        telemetry.configure("INFO")
+        telemetry.log.critical("the service cannot start: %s", error)
+        raise
+
+
 warnings.filterwarnings("ignore", module="PIL")  # advice on images, which are the callers'
-encoder = load_encoder(config)
+encoder = _load()
 app = create_app(encoder)
 # Mangum would run startup and shutdown around every single invocation; there is nothing to start.
 _http = Mangum(app, lifespan="off")
@@ -34,16 +44,30 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
         ClipError: a direct event that cannot be served; Lambda reports its class and text.
 
     """
-    if not isinstance(event, dict):
-        raise InvalidEvent(f"expected {direct.EXPECTED}; got a {type(event).__name__}")
-    if not _is_http(event):
-        return direct.handle(event, encoder)
-    try:
-        return _http(event, context)
-    except Exception as error:  # the app answers its own errors: this is Mangum reading the event
-        raise InvalidEvent(f"an HTTP event, but malformed ({type(error).__name__})") from error
+    kind = _kind(event)
+    invocation = getattr(context, "aws_request_id", None) or str(uuid.uuid4())
+    gateway = event["requestContext"].get("requestId") if kind in _HTTP else None
+    with telemetry.request(kind, str(gateway or invocation)):
+        if gateway:
+            telemetry.note(lambda_request_id=invocation)
+        if not isinstance(event, dict):
+            raise InvalidEvent(f"expected {direct.EXPECTED}; got a {type(event).__name__}")
+        if kind not in _HTTP:
+            return direct.handle(event, encoder)
+        try:
+            return _http(event, context)
+        except Exception as error:  # the app answers its own errors: this is Mangum reading the event
+            raise InvalidEvent(f"an HTTP event, but malformed ({type(error).__name__})") from error
 
 
-def _is_http(event: dict[str, Any]) -> bool:
-    request = event.get("requestContext")
-    return isinstance(request, dict) and ("httpMethod" in event or "http" in request)
+_HTTP = ("rest_api", "http_api", "function_url", "alb")
+
+
+def _kind(event: Any) -> str:
+    """Name an event by its keys."""
+    request = event.get("requestContext") if isinstance(event, dict) else None
+    if isinstance(request, dict) and "http" in request:
+        return "function_url" if ".lambda-url." in str(request.get("domainName")) else "http_api"
+    if isinstance(request, dict) and "httpMethod" in event:
+        return "alb" if "elb" in request else "rest_api"
+    return "scheduled" if isinstance(event, dict) and "detail-type" in event else "direct"

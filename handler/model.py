@@ -73,10 +73,11 @@ class Model:
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{path} cannot be read ({error!r}): export the model again") from error
 
-    def fingerprint(self, precision: str) -> str:
+    def fingerprint(self, precision: str, preprocess: str) -> str:
         """Name everything that decides a vector; vectors of unequal fingerprints must not be mixed."""
         name = self.name.replace("/", "-")
-        return f"{name}.{self.weights}.{self.checkpoint_sha256[:12]}.{precision}"
+        parts = [name, self.weights, self.checkpoint_sha256[:12], precision]
+        return ".".join(parts if preprocess == "openai" else [*parts, preprocess])
 
 
 def _check_size(path: Path, expected: int) -> None:

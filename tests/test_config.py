@@ -10,7 +10,7 @@ from handler.config import Config, ConfigError, available_cpus
 def test_defaults_let_a_phone_photograph_through() -> None:
     config = Config.from_env({})
     assert config == Config()
-    assert config.max_pixels >= 8160 * 6144  # "50 megapixels"
+    assert config.max_pixels >= 8192 * 6144  # "50 megapixels"
     assert config.max_body_bytes > config.max_image_bytes * 4 / 3  # its base64 fits
 
 

@@ -5,6 +5,7 @@ import struct
 import tracemalloc
 import zlib
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -21,7 +22,8 @@ from handler.errors import (
     TruncatedImage,
     UnsupportedFormat,
 )
-from handler.image import decode, sniff
+from handler.formats import jpeg_scans, sniff, webp_size
+from handler.image import decode, preprocess
 
 CONFIG = Config()
 
@@ -103,3 +105,52 @@ def test_a_16_bit_tiff_of_floats_is_served_or_refused_but_never_a_fault() -> Non
     file = io.BytesIO()
     Image.new("F", (30, 20), 0.5).save(file, "TIFF")
     assert decode(file.getvalue(), CONFIG).mode == "F"
+
+
+def test_a_webps_size_is_known_before_it_is_opened() -> None:
+    for options in ({"lossless": True}, {"quality": 50}, {"quality": 50, "exif": b"Exif\0\0" + b"x" * 20}):
+        data = images.encoded(images.photograph("chelsea").crop((0, 0, 301, 77)), "WEBP", **options)
+        assert webp_size(data) == (301, 77)
+    liar = bytearray(data)
+    liar[24:30] = b"\xfe\x3f\0\xfe\x3f\0"  # VP8X: a canvas of 16383 x 16383
+    with pytest.raises(TooManyPixels, match="16,383 x 16,383"):
+        decode(bytes(liar), CONFIG)
+
+
+def test_a_jpegs_scans_are_counted_in_its_first_picture_only() -> None:
+    rocket = images.photograph("rocket")
+    baseline = images.encoded(rocket, "JPEG")
+    progressive = images.encoded(rocket, "JPEG", progressive=True)
+    assert jpeg_scans(baseline) == 1
+    assert jpeg_scans(progressive) == progressive.count(b"\xff\xda") > 5
+    assert jpeg_scans(progressive + b"\xff\xda" * 1000) == jpeg_scans(progressive)  # a video behind it
+    # Each further scan of a picture costs its decoder a pass over all of it.
+    scan = progressive[progressive.rindex(b"\xff\xda") : progressive.rindex(b"\xff\xd9")]
+    many = progressive[:-2] + scan * 500 + b"\xff\xd9"
+    assert jpeg_scans(many) == jpeg_scans(progressive) + 500
+    with pytest.raises(TooManyPixels, match="scans"):
+        decode(many, Config(max_pixels=640 * 427))
+
+
+def test_the_corrected_profile_does_what_people_expect() -> None:
+    chelsea = images.photograph("chelsea")
+    upright = preprocess(chelsea, "corrected")
+    np.testing.assert_array_equal(upright, preprocess(chelsea))  # nothing to correct
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned = images.encoded(chelsea.rotate(90, expand=True), "PNG", exif=exif)
+    np.testing.assert_array_equal(preprocess(decode(turned, CONFIG), "corrected"), upright)
+    assert not np.array_equal(preprocess(decode(turned, CONFIG)), upright)
+
+    hidden = chelsea.copy()
+    hidden.putalpha(0)
+    assert preprocess(hidden, "corrected").min() == 255  # white shines through
+    palette = decode(images.encoded(chelsea.quantize(64), "PNG", transparency=bytes(64)), CONFIG)
+    assert preprocess(palette, "corrected").min() == 255
+
+    grey = np.asarray(chelsea.convert("L"))
+    deep = decode(images.encoded(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"), CONFIG)
+    expected = preprocess(Image.fromarray(grey), "corrected")
+    np.testing.assert_array_equal(preprocess(deep, "corrected"), expected)
+    assert preprocess(deep).mean() > 250  # what OpenAI's pipeline makes of it: almost white
