@@ -54,10 +54,11 @@ $(BIN)/python:
 
 $(VENV)/.export: requirements-export.txt requirements-torch.txt | $(BIN)/python
 	$(PIP) install -r requirements-export.txt
-	$(PIP) install --retries 2 --no-deps $(TORCH_$(TORCH))
+	$(PIP) install --retries 2 $(TORCH_$(TORCH))
 	@touch $@
 
-TORCH_cpu  := -r requirements-torch.txt
+TORCH_cpu  := --no-deps -r requirements-torch.txt
+# CUDA's own libraries are separate packages there, so with what it depends on.
 TORCH_cuda := torch==2.13.0 torchvision==0.28.0
 
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.export
