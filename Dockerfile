@@ -24,11 +24,11 @@ RUN python -m compileall -q --invalidation-mode unchecked-hash /code && chmod -R
 
 # --- torch and clip: for the export, and for the server --------------------------------------------
 FROM ${BASE_IMAGE} AS torch
-ARG TORCH=cpu
-# Where to look for wheels besides the package index, as pip's own setting of that name.
-ARG PIP_FIND_LINKS=
 COPY requirements-export.txt requirements-torch.txt ./
 RUN pip install --no-cache-dir -r requirements-export.txt
+ARG TORCH=cpu
+# pip's own setting of that name: a place to look for wheels besides the package index.
+ARG PIP_FIND_LINKS=
 RUN case "$TORCH" in \
         cpu)  pip install --no-cache-dir --retries 2 --no-deps -r requirements-torch.txt ;; \
         cuda) pip install --no-cache-dir torch==2.13.0 torchvision==0.28.0 ;; \
