@@ -10,7 +10,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run model test lint format check lock clean
+.PHONY: help run model test bench lint format check lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1 - /p' Makefile
@@ -31,6 +31,9 @@ EXPORT           := $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT),$(EXPORT_$(WEI
 test: $(VENV)/.dev  ## every test that needs no container engine
 	$(BIN)/python -m pytest $(ARGS)
 
+bench: $(VENV)/.bench  ## measure beside the old way, ten minutes (ARGS=--quick: two)
+	$(BIN)/python -m benchmarks $(ARGS)
+
 lint: $(VENV)/.dev  ## style and formatting
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -46,7 +49,9 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --genera
 lock: $(VENV)/.dev  ## pin the newest versions of everything, with hashes
 	$(LOCK) --upgrade -o requirements.txt
 	$(LOCK) --upgrade --extra server --extra torch --extra export -c requirements.txt -o requirements-export.txt
-	$(LOCK) --upgrade --all-extras -c requirements-export.txt -o requirements-dev.txt
+	$(LOCK) --upgrade --extra server --extra torch --extra export --extra dev -c requirements-export.txt \
+		-o requirements-dev.txt
+	$(LOCK) --upgrade --extra torch --extra export --extra bench -c requirements-dev.txt -o requirements-bench.txt
 
 # --- installation: each stamp is newer than the list it was installed from -----------------------
 $(BIN)/python:
@@ -64,6 +69,10 @@ TORCH_cuda := torch==2.13.0 torchvision==0.28.0
 $(VENV)/.dev: requirements-dev.txt $(VENV)/.export
 	$(PIP) install -r requirements-dev.txt
 	-@$(MAKE) --no-print-directory $(BIN)/aws-lambda-rie
+	@touch $@
+
+$(VENV)/.bench: requirements-bench.txt $(VENV)/.export
+	$(PIP) install -r requirements-bench.txt
 	@touch $@
 
 # AWS's Runtime Interface Emulator, out of the SAM CLI's wheel: the tests run the real runtime in it.

@@ -1,0 +1,198 @@
+"""``python -m benchmarks``: measure everything, print the README's table, write JSON and chart.
+
+Subjects are interleaved (A B C A B C ...), each cold start is a process of its own, and every figure
+kept is a list of raw times: medians and spread are taken in ``report``.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from benchmarks import report, sizes
+from benchmarks.measure import CpuShare, cold_start, processes
+
+HERE = Path(__file__).parent
+IMAGES = ("640x480 JPEG", "1600x1200 JPEG", "12 MP JPEG", "12 MP PNG", "2 MP WebP")
+MEMORY_SIZES = (1024, 1769, 3008)
+BASELINE_NEEDS = 1769
+"""MB: the baseline's peak is 1.7 GB, so it does not run below this size."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How often everything is repeated."""
+
+    cold: int
+    cold_cache: int
+    rounds: int
+    per_round: int
+
+
+FULL = Plan(cold=9, cold_cache=3, rounds=5, per_round=6)
+QUICK = Plan(cold=1, cold_cache=1, rounds=1, per_round=2)
+
+
+class Run:
+    """One run of the benchmark; ``results`` is what the JSON holds."""
+
+    def __init__(self, plan: Plan, subjects: list[str], inputs: Path) -> None:
+        self.plan, self.subjects, self.inputs = plan, subjects, inputs
+        self.threads = sorted({1, min(2, os.cpu_count() or 1)})
+        self.results: dict[str, Any] = defaultdict(dict)
+        steps = len(subjects) * (plan.cold + 1 + plan.cold_cache) + plan.rounds * (
+            len(self.threads) * (len(IMAGES) + 1) + 3 + len(MEMORY_SIZES)
+        )
+        self.bar = tqdm(total=steps, unit="step", smoothing=0.05)
+
+    def all(self) -> dict[str, Any]:
+        """Every measurement, in the order of the table."""
+        self.results["machine"] = machine(self.threads)
+        self.results["plan"] = asdict(self.plan)
+        self.results["sizes"] = sizes.installed(self.inputs / "model")
+        self.cold_starts()
+        for threads in self.threads:
+            self.warm(threads)
+        self.cost()
+        self.bar.close()
+        return dict(self.results)
+
+    def cold_starts(self) -> None:
+        """Process start to first vector, page cache warm and cold; memory and bytes read with it."""
+        threads = self.threads[-1]
+        for kind, repeat in (("warm", self.plan.cold + 1), ("cold", self.plan.cold_cache)):
+            rows: dict[str, list[dict[str, float]]] = {subject: [] for subject in self.subjects}
+            for _ in range(repeat):
+                for subject in self.subjects:
+                    self.bar.set_description(f"cold start, {kind} page cache: {subject}")
+                    seconds, usage = cold_start(subject, self.inputs, threads, warm_cache=kind == "warm")
+                    rows[subject].append({"seconds": seconds, **asdict(usage)})
+                    self.bar.update()
+            drop = 1 if kind == "warm" else 0  # the first fills the page cache
+            self.results["cold start"][kind] = {name: row[drop:] for name, row in rows.items()}
+
+    def warm(self, threads: int) -> None:
+        """Everything that needs loaded processes, which stay alive and take turns."""
+        plan, results = self.plan, self.results
+        times: dict[str, Any] = defaultdict(lambda: defaultdict(list))
+        with processes(self.subjects, self.inputs, threads) as running:
+            vectors = {name: process.ask("vector", image=IMAGES[2]) for name, process in running.items()}
+            results["cosine to baseline"] = {
+                name: sum(x * y for x, y in zip(vector, vectors["baseline"], strict=True))
+                for name, vector in vectors.items()
+            }
+            for _ in range(plan.rounds):
+                for image in IMAGES:
+                    self._turn(running, times[image], f"{image}, {threads} thread(s)", "image", image=image)
+                self._turn(running, times["REST request"], f"REST, {threads} thread(s)", "request")
+            results["warm"][str(threads)] = times
+            results["split"][str(threads)] = running["ours"].ask("split", repeat=plan.rounds * 10)
+            results["engine"][str(threads)] = self._engine(running)
+            if threads == self.threads[-1]:
+                results["batch"] = self._batches(running)
+
+    def _turn(
+        self, running: dict[str, Any], times: dict[str, list[float]], title: str, do: str, **arguments: Any
+    ) -> None:
+        self.bar.set_description(title)
+        if do == "image":
+            arguments.setdefault("batch", 1)
+        for name, process in running.items():
+            process.ask(do, repeat=1, **arguments)  # after a pause the first one is slower
+            times[name] += process.ask(do, repeat=self.plan.per_round, **arguments)
+        self.bar.update()
+
+    def _batches(self, running: dict[str, Any]) -> dict[str, Any]:
+        times: dict[str, Any] = defaultdict(lambda: defaultdict(list))
+        for _ in range(self.plan.rounds):
+            for batch in (1, 8, 32):
+                self.bar.set_description(f"batches of {batch}")
+                for name, process in running.items():
+                    times[str(batch)][name] += process.ask("image", image=IMAGES[0], batch=batch, repeat=1)
+                self.bar.update()
+        return times
+
+    def _engine(self, running: dict[str, Any]) -> dict[str, Any]:
+        """The engine alone beside the machine's limit, in turns, so that both meet the same noise."""
+        times: dict[str, Any] = defaultdict(list)
+        for _ in range(self.plan.rounds):
+            for name in ("ours", "baseline"):
+                times["sgemm"] += running[name].ask("sgemm", repeat=4)
+            for batch, repeat in ((1, 10), (16, 2)):
+                times[str(batch)] += running["ours"].ask("engine", batch=batch, repeat=repeat)
+        return times
+
+    def cost(self) -> None:
+        """REST requests under the CPU share that Lambda gives a memory size."""
+        for memory in MEMORY_SIZES:
+            cpus = memory / 1769
+            try:
+                share = CpuShare(cpus)
+            except OSError as error:
+                self.results["cost"] = {"not measured": f"no control group could be made: {error}"}
+                return
+            subjects = [s for s in self.subjects if s != "baseline" or memory >= BASELINE_NEEDS]
+            times: dict[str, list[float]] = defaultdict(list)
+            threads = min(max(1, round(cpus)), self.threads[-1])
+            with processes(subjects, self.inputs, threads) as running:
+                for process in running.values():
+                    share.hold(process)
+                for _ in range(self.plan.rounds):
+                    self._turn(running, times, f"REST request at {memory:,} MB", "request")
+            share.remove()
+            self.results["cost"][str(memory)] = times
+
+
+def machine(threads: list[int]) -> dict[str, Any]:
+    """What the figures were measured on."""
+    cpu = platform.processor()
+    if (info := Path("/proc/cpuinfo")).exists():
+        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    return {
+        "cpu": cpu,
+        "cpus": os.cpu_count(),
+        "architecture": platform.machine(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "threads": threads,
+        "load before": os.getloadavg()[0],
+    }
+
+
+def prepare(inputs: Path) -> None:
+    """Make the inputs unless they are there and newer than the code that makes them."""
+    made = inputs / "complete"
+    sources = [*(HERE.parent / "export").glob("*.py"), HERE / "inputs.py"]
+    if not made.exists() or any(source.stat().st_mtime > made.stat().st_mtime for source in sources):
+        subprocess.run([sys.executable, "-m", "benchmarks.inputs", str(inputs)], check=True)
+
+
+def main() -> None:
+    """Measure, write ``results/``, print the table."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="two minutes: shows that all works, no more")
+    parser.add_argument("--cache", type=Path, default=Path(".cache/benchmark"), help="inputs are kept here")
+    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for JSON and chart")
+    options = parser.parse_args()
+    inputs = options.cache.resolve()
+    prepare(inputs)
+    subjects = ["baseline", "ours", *(["fastembed"] if find_spec("fastembed") else [])]
+    results = Run(QUICK if options.quick else FULL, subjects, inputs).all()
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "latest.json").write_text(json.dumps(results, indent=1))
+    (options.out / "latest.svg").write_text(report.chart(results))
+    print(report.table(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""``python -m benchmarks.inputs DIR``: the photographs, events and models that every subject is fed.
+
+A process of its own, so that the one that measures never loads (and so never pins in the page
+cache) what the measured ones are to load.
+"""
+
+import json
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import export.__main__ as exporter
+from events.generate import MULTIPART, multipart, rest
+from export.checkpoint import CACHE, load_reference
+from export.images import encoded, photograph
+
+IMAGES = {  # name -> size, Pillow format and options
+    "640x480 JPEG": ((640, 480), "JPEG", {"quality": 90}),
+    "1600x1200 JPEG": ((1600, 1200), "JPEG", {"quality": 90}),
+    "12 MP JPEG": ((4000, 3000), "JPEG", {"quality": 90}),
+    "12 MP PNG": ((4000, 3000), "PNG", {}),
+    "2 MP WebP": ((1632, 1224), "WEBP", {"quality": 85}),
+}
+
+
+def picture(size: tuple[int, int]) -> Image.Image:
+    """A photograph at `size`, with a sensor's noise: an enlarged one alone decodes too easily."""
+    image = photograph("coffee").resize(size, Image.Resampling.BICUBIC)
+    noise = np.random.default_rng(0).normal(0, 3, (size[1], size[0], 3))
+    return Image.fromarray((np.asarray(image) + noise).clip(0, 255).astype(np.uint8))
+
+
+def write_images(directory: Path) -> None:
+    """Each of `IMAGES` as ``<name>.image``, and the REST event that carries the first."""
+    for name, (size, kind, options) in IMAGES.items():
+        (directory / f"{name}.image").write_bytes(encoded(picture(size), kind, **options))
+    small = (directory / "640x480 JPEG.image").read_bytes()
+    event = rest("POST", "/encode_image", MULTIPART, multipart("image", small))
+    (directory / "event.json").write_text(json.dumps(event))
+
+
+def write_fastembed(directory: Path) -> None:
+    """What ``fastembed`` downloads for ``Qdrant/clip-ViT-B-32-vision``, of the same weights.
+
+    Theirs is torch's own ONNX export of the image tower in fp32, and a preprocessing card.
+    """
+    directory.mkdir(exist_ok=True)
+    reference = load_reference(CACHE / "ViT-B-32-synthetic.pt", synthetic=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch's older exporter; the newer needs another package
+        torch.onnx.export(
+            reference.model.visual,
+            (torch.zeros(1, 3, 224, 224),),
+            directory / "model.onnx",
+            dynamo=False,
+            input_names=["pixel_values"],
+            output_names=["image_embeds"],
+            dynamic_axes={"pixel_values": {0: "n"}, "image_embeds": {0: "n"}},
+        )
+    card = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": 224},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": 224, "width": 224},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": exporter.MEAN,
+        "image_std": exporter.STD,
+        "do_convert_rgb": True,
+    }
+    (directory / "preprocessor_config.json").write_text(json.dumps(card))
+
+
+def main(directory: Path) -> int:
+    """Write everything; speed does not depend on the weights' values, so they are synthetic."""
+    directory.mkdir(parents=True, exist_ok=True)
+    write_images(directory)
+    if status := exporter.main(["--synthetic", "--out", str(directory / "model")]):
+        return status
+    write_fastembed(directory / "fastembed")
+    (directory / "complete").touch()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,134 @@
+"""Starting, limiting and asking the worker processes. Standard library only: see ``inputs``."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Seconds = list[float]
+
+
+class Process:
+    """One worker. ``ask`` is a call of one of `worker.Worker`'s methods."""
+
+    def __init__(self, subject: str, inputs: Path, threads: int) -> None:
+        limit = str(threads)
+        env = os.environ | {
+            "CLIP_MODEL_DIR": str(inputs / "model"),
+            "CLIP_THREADS": limit,
+            "CLIP_LOG_LEVEL": "ERROR",
+            **{"OMP_NUM_THREADS": limit, "MKL_NUM_THREADS": limit, "OPENBLAS_NUM_THREADS": limit},
+        }
+        self.subject = subject
+        self.started = time.monotonic()
+        self.popen = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.worker", subject, str(inputs)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=env,
+            text=True,
+        )
+
+    def ask(self, do: str, **arguments: Any) -> Any:
+        """Send one request and wait for its answer."""
+        assert self.popen.stdin
+        assert self.popen.stdout
+        self.popen.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+        self.popen.stdin.flush()
+        line = self.popen.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the {self.subject} worker died answering {do!r}: run it by hand to see why")
+        return json.loads(line)
+
+    def end(self) -> "Usage":
+        """Close stdin, wait, and return what the process used in all."""
+        assert self.popen.stdin
+        self.popen.stdin.close()
+        _, _, usage = os.wait4(self.popen.pid, 0)
+        self.popen.returncode = 0  # reaped here, not by Popen
+        # ru_inblock counts what came from the disk and not from the page cache, read() or mapped.
+        return Usage(peak_mb=usage.ru_maxrss / 1024, read_mb=usage.ru_inblock * 512 / 1e6)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a process used, from its own ``rusage``."""
+
+    peak_mb: float
+    """Largest resident set, MiB, mapped files included."""
+    read_mb: float
+    """Fetched from the disk, MB."""
+
+
+@contextlib.contextmanager
+def processes(subjects: list[str], inputs: Path, threads: int) -> Iterator[dict[str, Process]]:
+    """One worker a subject, loaded, to be asked in turn."""
+    running = {subject: Process(subject, inputs, threads) for subject in subjects}
+    try:
+        for process in running.values():
+            process.ask("first")
+        yield running
+    finally:
+        for process in running.values():
+            process.end()
+
+
+def cold_start(subject: str, inputs: Path, threads: int, *, warm_cache: bool) -> tuple[float, Usage]:
+    """Seconds from process start to the first vector, and what the process used."""
+    if not warm_cache:
+        evict([Path(sys.prefix), Path(sysconfig.get_path("stdlib")), Path.cwd(), inputs, CHECKPOINTS])
+    process = Process(subject, inputs, threads)
+    seconds = process.ask("first") - process.started
+    return seconds, process.end()
+
+
+CHECKPOINTS = Path("~/.cache/clip").expanduser()
+
+
+def evict(roots: list[Path]) -> None:
+    """Drop the files under `roots` from the page cache, except those that are mapped somewhere."""
+    for root in roots:
+        for directory, _, names in os.walk(root):
+            for name in names:
+                with contextlib.suppress(OSError):
+                    descriptor = os.open(Path(directory, name), os.O_RDONLY)
+                    os.fdatasync(descriptor)  # pages not yet written out cannot be dropped
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+                    os.close(descriptor)
+
+
+class CpuShare:
+    """A control group of so many CPUs, as Lambda grants them by memory size (1,769 MB is one).
+
+    Raises OSError where this user may not make one: cost rows then cannot be measured.
+    """
+
+    PERIOD = 20_000  # microseconds
+    V1, V2 = Path("/sys/fs/cgroup/cpu"), Path("/sys/fs/cgroup")
+
+    def __init__(self, cpus: float) -> None:
+        first = self.V1.is_dir()
+        self.group = (self.V1 if first else self.V2) / f"benchmark-{os.getpid()}"
+        quota = int(cpus * self.PERIOD)
+        self.group.mkdir()
+        if first:
+            (self.group / "cpu.cfs_period_us").write_text(str(self.PERIOD))
+            (self.group / "cpu.cfs_quota_us").write_text(str(quota))
+        else:
+            (self.group / "cpu.max").write_text(f"{quota} {self.PERIOD}")
+
+    def hold(self, process: Process) -> None:
+        """Put a process and its threads under the limit."""
+        (self.group / "cgroup.procs").write_text(str(process.popen.pid))
+
+    def remove(self) -> None:
+        """Give the group back; every process in it must have ended."""
+        self.group.rmdir()

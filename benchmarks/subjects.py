@@ -1,0 +1,89 @@
+"""What is compared, and how each is called.
+
+A subject loads when asked for, as a Lambda function's module does, and gives:
+
+- ``handler(event, context)``: an API Gateway REST event in, its response out;
+- ``encode(images)``: encoded files in, float32 [n, 512] of unit length out, in one batch.
+
+Environment: ``CLIP_MODEL_DIR``, ``CLIP_THREADS`` (as for the service itself); what the others read
+lies beside the model folder, where ``benchmarks/inputs.py`` put it.
+"""
+
+import io
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+Encode = Callable[[Sequence[bytes]], Any]
+Handler = Callable[[dict[str, Any], Any], dict[str, Any]]
+
+
+class Subject(NamedTuple):
+    """One loaded contender."""
+
+    handler: Handler
+    encode: Encode
+
+
+def load(name: str) -> Subject:
+    """``ours``, ``baseline`` or ``fastembed``."""
+    return {"ours": _ours, "baseline": _baseline, "fastembed": _fastembed}[name]()
+
+
+def _ours() -> Subject:
+    from handler import main
+
+    return Subject(main.handler, main.encoder.encode_batch)
+
+
+def _baseline() -> Subject:
+    """The old recipe: ``clip.load`` and clip's own preprocessing, fp32 on CPU."""
+    import torch
+    from PIL import Image
+
+    from handler.engines.torch_clip import import_clip
+
+    torch.set_num_threads(int(os.environ["CLIP_THREADS"]))
+    checkpoint = Path("~/.cache/clip/ViT-B-32-synthetic.pt").expanduser()
+    model, preprocess = import_clip().load(str(checkpoint), device="cpu")
+
+    @torch.no_grad()
+    def encode(images: Sequence[bytes]) -> Any:
+        batch = torch.stack([preprocess(Image.open(io.BytesIO(data))) for data in images])
+        embeddings = model.encode_image(batch)
+        return (embeddings / embeddings.norm(dim=-1, keepdim=True)).numpy()
+
+    return Subject(_minimal_handler(encode), encode)
+
+
+def _fastembed() -> Subject:
+    from fastembed import ImageEmbedding
+    from PIL import Image
+
+    model = ImageEmbedding(
+        "Qdrant/clip-ViT-B-32-vision",
+        specific_model_path=str(Path(os.environ["CLIP_MODEL_DIR"]).parent / "fastembed"),
+        threads=int(os.environ["CLIP_THREADS"]),
+        providers=["CPUExecutionProvider"],
+    )
+
+    def encode(images: Sequence[bytes]) -> Any:
+        opened = [Image.open(io.BytesIO(data)) for data in images]
+        return list(model.embed(opened, batch_size=len(opened)))
+
+    return Subject(_minimal_handler(encode), encode)
+
+
+def _minimal_handler(encode: Encode) -> Handler:
+    """What one writes first: FastAPI with an upload field, and Mangum around it."""
+    from fastapi import FastAPI, UploadFile
+    from mangum import Mangum
+
+    app = FastAPI()
+
+    @app.post("/encode_image")
+    def encode_image(image: UploadFile) -> list[float]:
+        return encode([image.file.read()])[0].tolist()  # type: ignore[no-any-return]
+
+    return Mangum(app, lifespan="off")

@@ -1,0 +1,153 @@
+"""``python -m benchmarks.worker SUBJECT INPUTS``: the process that is timed.
+
+Each line on stdin is a request ``{"do": NAME, ...}``, each line on stdout its answer. Times are
+seconds. Nothing but the standard library is imported before the first request, so that a cold start
+holds the subject's imports and no others.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks import subjects
+
+clock = time.perf_counter
+SGEMM = 2048
+"""Side of the matrices whose product is the machine's peak."""
+
+
+class Worker:
+    """One subject in its own process; each public method answers one kind of request."""
+
+    def __init__(self, subject: str, inputs: Path) -> None:
+        self.name = subject
+        self.inputs = inputs
+        self.subject: subjects.Subject | None = None
+
+    @property
+    def loaded(self) -> subjects.Subject:
+        """The subject, loaded at first use."""
+        self.subject = self.subject or subjects.load(self.name)
+        return self.subject
+
+    def first(self) -> float:
+        """The system's monotonic clock (shared by all processes) when the first vector is there."""
+        event = json.loads((self.inputs / "event.json").read_bytes())
+        self._answer(event)
+        return time.monotonic()
+
+    def image(self, image: str, batch: int, repeat: int) -> list[float]:
+        """Encoded file(s) -> vector(s)."""
+        images = [(self.inputs / f"{image}.image").read_bytes()] * batch
+        return _times(lambda: self.loaded.encode(images), repeat)
+
+    def request(self, repeat: int) -> list[float]:
+        """Whole REST requests with a multipart body."""
+        event = json.loads((self.inputs / "event.json").read_bytes())
+        return _times(lambda: self._answer(event), repeat)
+
+    def vector(self, image: str) -> list[float]:
+        """The vector itself, to show that all subjects compute the same thing."""
+        vector = self.loaded.encode([(self.inputs / f"{image}.image").read_bytes()])[0]
+        return [float(x) for x in vector]
+
+    def split(self, repeat: int) -> list[list[float]]:
+        """Ours only: one request's time in its parts: event, decode, preprocess, engine, response."""
+        from handler import image, main
+
+        marks: list[float] = []
+        _mark(image, "decode", marks)
+        _mark(image, "preprocess", marks)
+        _mark(main.encoder.engine, "encode", marks)
+        event = json.loads((self.inputs / "event.json").read_bytes())
+        rows = []
+        for _ in range(repeat):
+            marks.clear()
+            begin = clock()
+            self._answer(event)
+            end = clock()
+            decode, decoded, _, preprocessed, engine, encoded = marks
+            parsing = decode - begin + engine - preprocessed  # the batch is stacked between
+            rows.append([parsing, decoded - decode, preprocessed - decoded, encoded - engine, end - encoded])
+        return rows
+
+    def engine(self, batch: int, repeat: int) -> list[float]:
+        """Ours only: pixels in memory -> vectors."""
+        import numpy as np
+
+        from handler import main
+
+        pixels = np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), np.uint8)
+        return _times(lambda: main.encoder.engine.encode(pixels), repeat)
+
+    def sgemm(self, repeat: int) -> list[float]:
+        """A 2,048-cubed float32 matrix product by the subject's own library: MKL, or ONNX Runtime's MLAS."""
+        import numpy as np
+
+        a, b = np.random.default_rng(0).random((2, SGEMM, SGEMM), np.float32)
+        if self.name == "baseline":
+            import torch
+
+            x, y = torch.from_numpy(a), torch.from_numpy(b)
+            return _times(lambda: x @ y, repeat)
+        session = _matmul_session(int(os.environ["CLIP_THREADS"]))
+        return _times(lambda: session.run(None, {"a": a, "b": b}), repeat)
+
+    def _answer(self, event: dict[str, Any]) -> None:
+        response = self.loaded.handler(event, None)
+        assert response["statusCode"] == 200, response
+        assert response["body"].count(",") == 511, response["body"][:100]
+
+
+def _matmul_session(threads: int) -> Any:
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [SGEMM, SGEMM]) for name in "abc"]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["a", "b"], ["c"])], "sgemm", values[:2], values[2:]
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return onnxruntime.InferenceSession(model.SerializeToString(), options)
+
+
+def _times(call: Callable[[], object], repeat: int) -> list[float]:
+    times = []
+    for _ in range(repeat):
+        begin = clock()
+        call()
+        times.append(clock() - begin)
+    return times
+
+
+def _mark(owner: Any, name: str, marks: list[float]) -> None:
+    """Note the time before and after every call of ``owner.name``."""
+    call = getattr(owner, name)
+
+    def marked(*arguments: Any) -> Any:
+        marks.append(clock())
+        result = call(*arguments)
+        marks.append(clock())
+        return result
+
+    setattr(owner, name, marked)
+
+
+def main() -> None:
+    """Answer requests until stdin closes."""
+    worker = Worker(sys.argv[1], Path(sys.argv[2]))
+    answers, sys.stdout = sys.stdout, sys.stderr  # whatever a subject prints is not an answer
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = getattr(worker, request.pop("do"))(**request)
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
