@@ -58,7 +58,6 @@ def fetch(url: str = OFFICIAL_URL, sha256: str = OFFICIAL_SHA256, directory: Pat
 
     Raises:
         DownloadError: unreachable, broken off, or not the bytes `sha256` promises.
-
     """
     target = directory / url.rsplit("/", 1)[-1]
     if target.is_file():
@@ -132,7 +131,6 @@ def load_reference(path: Path, synthetic: bool = False) -> Reference:
 
     Raises:
         ExportError: not a TorchScript archive, or another architecture.
-
     """
     clip = import_clip()
     if not path.is_file():

@@ -1,5 +1,6 @@
 """The HTTP interface: routes, and the one place where errors become responses."""
 
+import json
 import logging
 import re
 import uuid
@@ -71,8 +72,8 @@ def _add_routes(app: FastAPI, encoder: Encoder) -> None:
         def encode() -> Response:
             results = encoder.encode_batch(_read_images(content_type, body, config.max_images))
             embeddings = ("null" if isinstance(r, ClipError) else schemas.to_json(r) for r in results)
-            errors = JSONResponse(schemas.batch_errors(results)).body
-            text = f'{{"embeddings":[{",".join(embeddings)}],"errors":{bytes(errors).decode()}}}'
+            errors = json.dumps(schemas.batch_errors(results), separators=(",", ":"))
+            text = f'{{"embeddings":[{",".join(embeddings)}],"errors":{errors}}}'
             return Response(text, media_type="application/json")
 
         return await run(encode)

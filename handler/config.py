@@ -48,7 +48,6 @@ class Config:
 
         Raises:
             ConfigError: a variable holds a value that cannot be used.
-
         """
         values: dict[str, object] = {}
         for field in fields(cls):

@@ -16,7 +16,6 @@ def handle(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
     Raises:
         InvalidEvent: none of the events known here; names the keys that came, never their values.
         ClipError: the event's image or batch cannot be encoded, and why.
-
     """
     if "image" in event:
         return _encode(event, encoder)

@@ -40,7 +40,6 @@ class Encoder:
         Raises:
             RequestError: the image cannot be encoded, and why.
             ModelUnhealthy: the self-check failed.
-
         """
         (result,) = self.encode_batch([data])
         if isinstance(result, ClipError):
@@ -54,7 +53,6 @@ class Encoder:
 
         Raises:
             ModelUnhealthy: the self-check failed.
-
         """
         if self.fault:
             raise ModelUnhealthy("the model failed its start-up self-check; see /health and the log")
@@ -117,7 +115,6 @@ def load_encoder(config: Config) -> Encoder:
     Raises:
         ModelError: the model folder cannot be used.
         ImportError: the engine asked for is not installed.
-
     """
     model = Model.load(config.model_dir)
     encoder = Encoder(load_engine(config, model), model, config)

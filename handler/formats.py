@@ -42,7 +42,6 @@ def sniff(data: bytes) -> str:
     Raises:
         NotAnImage: no known signature.
         UnsupportedFormat: a known one that is not in `FORMATS`.
-
     """
     for offset, signature, kind in _SIGNATURES:
         if data.startswith(signature, offset):

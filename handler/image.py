@@ -35,7 +35,6 @@ def decode(data: bytes, config: Config) -> Image.Image:
         NotAnImage, UnsupportedFormat: not one of `formats.FORMATS`.
         TooManyPixels, ExtremeShape: over ``max_pixels`` or ``max_aspect_ratio``.
         TruncatedImage, InvalidImage: the data ends early or is corrupt.
-
     """
     if not data:
         raise MissingField("the image is empty: send the bytes of an image file")
@@ -66,7 +65,6 @@ def preprocess(image: Image.Image, profile: str = "openai") -> NDArray[np.uint8]
 
     Raises:
         InvalidImage: pixels of a kind that cannot become RGB.
-
     """
     try:
         if profile == "corrected":

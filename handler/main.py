@@ -42,7 +42,6 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
 
     Raises:
         ClipError: a direct event that cannot be served; Lambda reports its class and text.
-
     """
     kind = _kind(event)
     invocation = getattr(context, "aws_request_id", None) or str(uuid.uuid4())

@@ -45,7 +45,6 @@ class Model:
 
         Raises:
             ModelError: the folder is missing, incomplete, truncated or of another format.
-
         """
         path = directory / "model.json"
         try:

@@ -79,7 +79,6 @@ def validate(schema: type[Schema], body: bytes | Mapping[str, Any]) -> Schema:
 
     Raises:
         InvalidJson, MissingField, InvalidField: what is wrong and where, never the value.
-
     """
     try:
         return schema.model_validate_json(body) if isinstance(body, bytes) else schema.model_validate(body)
@@ -104,7 +103,6 @@ def decode_base64(text: object) -> bytes:
     Raises:
         InvalidField: not a string.
         InvalidBase64: not base64; the detail says how to make it.
-
     """
     if not isinstance(text, str):
         raise InvalidField(f"an image must be a string holding {IMAGE_HELP}")
@@ -124,7 +122,6 @@ def decode_base64_batch(texts: Sequence[object], limit: int) -> list[bytes | Cli
 
     Raises:
         TooManyImages: more than `limit`.
-
     """
     check_count(len(texts), limit)
     images: list[bytes | ClipError] = []
@@ -150,7 +147,6 @@ def multipart_parts(content_type: str, body: bytes, field: str) -> list[bytes]:
     Raises:
         InvalidMultipart: no boundary, or malformed.
         MissingField: no such part.
-
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:

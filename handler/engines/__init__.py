@@ -36,7 +36,6 @@ def load_engine(config: Config, model: Model) -> Engine:
     Raises:
         ModelError: the engine's weights are missing or unreadable.
         ImportError: the engine asked for is not installed.
-
     """
     # Imported here because each engine's import costs what the other's users should not pay.
     if config.engine == "torch" or (config.engine == "auto" and _cuda_usable(model)):

@@ -23,7 +23,6 @@ class OnnxCpuEngine:
 
         Raises:
             ModelError: ``visual.onnx`` or its weights are missing or unreadable.
-
         """
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads

@@ -50,7 +50,6 @@ class TorchClipEngine:
 
         Raises:
             ModelError: ``visual.pt`` is missing or unreadable.
-
         """
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.precision = "fp16" if self.device == "cuda" else "fp32"
