@@ -7,21 +7,22 @@ TORCH     ?= cpu
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+EXPORTER := $(VENV)/.export-$(TORCH)
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run model test bench lint format check lock clean
+.PHONY: help run model test e2e image bench lint format check lock clean
 
 help:  ## this list
-	@sed -n 's/^\([a-z-]*\):.*  ## /\1 - /p' Makefile
+	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1 - /p' Makefile
 
-run: $(VENV)/.export $(MODEL_DIR)/model.json  ## serve on PORT=3000 (WEIGHTS=openai|synthetic, MODEL_DIR=model)
+run: $(EXPORTER) $(MODEL_DIR)/model.json  ## serve on PORT=3000 (WEIGHTS=openai|synthetic, MODEL_DIR=model)
 	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/uvicorn handler.main:app --no-access-log --host 0.0.0.0 --port $(PORT)
 
-model: $(VENV)/.export  ## export the model again, into MODEL_DIR (CHECKPOINT=FILE for weights of your own)
+model: $(EXPORTER)  ## export the model again, into MODEL_DIR (CHECKPOINT=FILE for weights of your own)
 	$(BIN)/python -m export --out $(MODEL_DIR) $(EXPORT)
 
-$(MODEL_DIR)/model.json: | $(VENV)/.export
+$(MODEL_DIR)/model.json: | $(EXPORTER)
 	$(BIN)/python -m export --out $(MODEL_DIR) $(EXPORT)
 
 EXPORT_openai    := --or-synthetic
@@ -30,6 +31,14 @@ EXPORT           := $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT),$(EXPORT_$(WEI
 
 test: $(VENV)/.dev  ## every test that needs no container engine
 	$(BIN)/python -m pytest $(ARGS)
+
+e2e: $(VENV)/.dev  ## the real container, with docker and sam (environment: DOCKER, SAM, BASE_IMAGE)
+	$(BIN)/python -m pytest tests/e2e $(ARGS)
+
+# Lambda refuses an image index, which is what BuildKit's attestations would make of it.
+DOCKER ?= docker
+image:  ## the Lambda image, clip-image-encoder (WEIGHTS=openai|custom|synthetic)
+	BUILDX_NO_DEFAULT_ATTESTATIONS=1 $(DOCKER) build --build-arg WEIGHTS=$(WEIGHTS) --tag clip-image-encoder .
 
 bench: $(VENV)/.bench  ## measure beside the old way, ten minutes (ARGS=--quick: two)
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -57,7 +66,7 @@ lock: $(VENV)/.dev  ## pin the newest versions of everything, with hashes
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.export: requirements-export.txt requirements-torch.txt | $(BIN)/python
+$(VENV)/.export-$(TORCH): requirements-export.txt requirements-torch.txt | $(BIN)/python
 	$(PIP) install -r requirements-export.txt
 	$(PIP) install --retries 2 $(TORCH_$(TORCH))
 	@touch $@
@@ -66,12 +75,12 @@ TORCH_cpu  := --no-deps -r requirements-torch.txt
 # CUDA's own libraries are separate packages there, so with what it depends on.
 TORCH_cuda := torch==2.13.0 torchvision==0.28.0
 
-$(VENV)/.dev: requirements-dev.txt $(VENV)/.export
+$(VENV)/.dev: requirements-dev.txt $(EXPORTER)
 	$(PIP) install -r requirements-dev.txt
 	-@$(MAKE) --no-print-directory $(BIN)/aws-lambda-rie
 	@touch $@
 
-$(VENV)/.bench: requirements-bench.txt $(VENV)/.export
+$(VENV)/.bench: requirements-bench.txt $(EXPORTER)
 	$(PIP) install -r requirements-bench.txt
 	@touch $@
 

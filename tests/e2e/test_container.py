@@ -1,0 +1,95 @@
+"""The image under Lambda's limits: memory, one CPU, read-only root, a user who may do nothing."""
+
+import json
+
+import pytest
+
+from events.generate import HERE
+from handler.encoder import Embedding
+from tests.e2e.conftest import (
+    ERRORS,
+    EVENTS,
+    Function,
+    assert_same,
+    build,
+    check_answer,
+    docker,
+    limits,
+    started,
+)
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_every_event_file(function: Function, name: str, vector: Embedding) -> None:
+    check_answer(name, function.invoke(name), vector)
+
+
+def test_a_bad_event_costs_the_next_one_nothing(function: Function) -> None:
+    before = function.invoke("direct_image.json")
+    for name in ERRORS:
+        function.invoke(name)
+    assert function.invoke("direct_image.json") == before
+
+
+def test_the_log_says_that_the_weights_are_synthetic_and_warns_of_nothing_else(function: Function) -> None:
+    function.invoke("direct_health.json")
+    log = function.log()
+    assert "SYNTHETIC" in log
+    assert "telemetry" not in log
+    assert log.count("WARN") == 1
+
+
+def test_nothing_is_written(function: Function) -> None:
+    """Read-only root or not; what a container's own /tmp holds does not count as the image's."""
+    assert docker("diff", function.container).stdout == ""
+    assert docker("exec", function.container, "ls", "-A", "/tmp").stdout == ""
+
+
+CALL = """
+import sys, urllib.request
+url = "http://127.0.0.1:8080/2015-03-31/functions/function/invocations"
+print(urllib.request.urlopen(url, sys.stdin.buffer.read(), timeout=60).read().decode())
+"""
+
+
+def test_it_answers_without_a_network(image: str, vector: Embedding) -> None:
+    with started(image, *limits(1769), "--network", "none") as container:
+        call = ("exec", "--interactive", container, "python", "-c", CALL)
+        answer = json.loads(docker(*call, input=(HERE / "direct_image.json").read_text()).stdout)
+    assert_same(answer["embedding"], vector)
+
+
+def test_what_the_image_holds(image: str) -> None:
+    script = "cd /var/task && find . -type f && pip cache dir && ls ~/.cache/pip 2>/dev/null; true"
+    files = set(docker("run", "--rm", "--entrypoint", "sh", image, "-c", script).stdout.splitlines())
+    assert {"./model/model.json", "./model/visual.onnx", "./model/visual.onnx.data"} <= files
+    assert "./model/visual.pt" not in files
+    top = {path.split("/")[1] for path in files if path.startswith("./")}
+    assert top.isdisjoint({"torch", "torchvision", "clip", "export", "tests", "events", "boto3", "uvicorn"})
+    sources = {path for path in files if path.endswith(".py")}
+    compiled = {path.replace("__pycache__/", "").split(".cpython")[0] for path in files if ".pyc" in path}
+    assert {path.removesuffix(".py") for path in sources} == compiled
+
+
+def test_the_labels_and_the_command(image: str) -> None:
+    (config,) = json.loads(docker("image", "inspect", image).stdout)
+    assert config["Config"]["Labels"]["clip.weights"] == "synthetic"
+    assert config["Config"]["Cmd"] == ["handler.main.handler"]
+    assert config["Config"]["User"] == ""  # sam local refuses another
+
+
+def test_without_the_checkpoint_the_build_fails_and_says_why(
+    image: str, build_arguments: dict[str, str]
+) -> None:
+    """`image` first: then every layer but the export itself is made already."""
+    official = build_arguments | {"WEIGHTS": "openai"}
+    done = build(official, "--target", "export", "--network=none", check=False)
+    assert done.returncode != 0
+    assert "could not be downloaded" in done.stderr + done.stdout
+    assert "Put the official ViT-B-32.pt beside the Dockerfile" in done.stderr + done.stdout
+
+
+def test_an_unknown_kind_of_weights_is_refused(image: str, build_arguments: dict[str, str]) -> None:
+    done = build(build_arguments | {"WEIGHTS": "best"}, "--target", "export", check=False)
+    assert done.returncode != 0
+    assert "WEIGHTS is openai, custom or synthetic, not 'best'" in done.stderr + done.stdout

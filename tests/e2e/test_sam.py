@@ -1,0 +1,167 @@
+"""The template and the image as people use them: ``sam validate``, ``build``, ``local``."""
+
+import base64
+import contextlib
+import io
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import botocore
+import httpx
+import numpy as np
+import pytest
+from botocore.config import Config as BotoConfig
+from PIL import Image
+
+from events.generate import HERE, PHOTO
+from handler.encoder import Embedding, Encoder
+from tests.conftest import ROOT, free_port
+from tests.e2e.conftest import ERRORS, EVENTS, SAM, SAM_ENVIRONMENT, assert_same, check_answer, sam
+
+LOCAL = ("--skip-pull-image", "--template")
+
+
+def test_the_template_is_valid_and_lint_finds_nothing(template: Path) -> None:
+    answer = sam("validate", "--lint", "--template", str(ROOT / "template.yaml"))
+    assert "is a valid SAM Template" in answer.stdout
+    assert "[W" not in answer.stdout + answer.stderr
+
+
+@contextlib.contextmanager
+def _serving(kind: str, template: Path, log: Path) -> Iterator[str]:
+    """``sam local start-api`` or ``start-lambda``; gives its address."""
+    port = free_port()
+    command = [SAM, "local", kind, *LOCAL, str(template), "--port", str(port)]
+    command += ["--host", "127.0.0.1", "--warm-containers", "EAGER", "--no-watch"]
+    with log.open("w") as output:
+        process = subprocess.Popen(
+            command, env=SAM_ENVIRONMENT, stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            assert process.poll() is None, log.read_text()[-3000:]
+            with contextlib.suppress(httpx.TransportError):
+                httpx.get(address, trust_env=False)
+                break
+            time.sleep(0.1)
+        else:
+            pytest.fail(log.read_text()[-3000:])
+        yield address
+    finally:
+        os.kill(process.pid, signal.SIGTERM)
+        process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def api(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+    log = tmp_path_factory.mktemp("api") / "log"
+    with (
+        _serving("start-api", template, log) as address,
+        httpx.Client(base_url=address, timeout=60, trust_env=False) as client,
+    ):
+        yield client
+
+
+def test_health(api: httpx.Client) -> None:
+    health = api.get("/health")
+    assert health.status_code == 200
+    assert health.json()["model"] == "ViT-B/32"
+    assert health.json()["weights"] == "synthetic"
+
+
+def test_every_form_of_one_image(api: httpx.Client, vector: Embedding) -> None:
+    text = base64.b64encode(PHOTO).decode()
+    answers = [
+        api.post("/encode_image", files={"image": ("photo.jpg", PHOTO, "image/jpeg")}),
+        api.post("/encode_image", json={"image": text}),
+        api.post("/encode_image", json={"image": f"data:image/jpeg;base64,{text}"}),
+        api.post("/encode_image", content=PHOTO, headers={"content-type": "image/jpeg"}),
+        api.post("/encode_image", content=PHOTO, headers={"content-type": "application/octet-stream"}),
+    ]
+    for answer in answers:
+        assert answer.status_code == 200
+        assert answer.headers["x-clip-fingerprint"].startswith("ViT-B-32.synthetic.")
+        assert_same(answer.json(), vector)
+
+
+def test_a_binary_answer(api: httpx.Client, vector: Embedding) -> None:
+    headers = {"content-type": "image/jpeg", "accept": "application/octet-stream"}
+    answer = api.post("/encode_image", content=PHOTO, headers=headers)
+    assert_same(np.frombuffer(answer.content, "<f4"), vector)
+
+
+def test_a_batch_with_one_bad_image(api: httpx.Client, vector: Embedding) -> None:
+    text = base64.b64encode(PHOTO).decode()
+    answer = api.post("/encode_images", json={"images": [text, "bm8gaW1hZ2U=", text]}).json()
+    assert_same(answer["embeddings"][0], vector)
+    assert answer["embeddings"][1] is None
+    assert_same(answer["embeddings"][2], vector)
+    assert [(e["index"], e["code"]) for e in answer["errors"]] == [(1, "not_an_image")]
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "content_type", "status", "code"),
+    [
+        ("/encode_image", b"{}", "application/json", 400, "missing_field"),
+        ("/encode_image", b"{", "application/json", 400, "invalid_json"),
+        ("/encode_image", b"hello", "text/plain", 415, "unsupported_media_type"),
+        ("/encode_image", b"hello", "image/jpeg", 422, "not_an_image"),
+        ("/encode_image", PHOTO[:5000], "image/jpeg", 422, "truncated_image"),
+        ("/nowhere", b"hello", "image/jpeg", 404, "not_found"),
+    ],
+)
+def test_errors(
+    api: httpx.Client, path: str, content: bytes, content_type: str, status: int, code: str
+) -> None:
+    answer = api.post(path, content=content, headers={"content-type": content_type})
+    assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+@pytest.mark.parametrize("form", ["multipart", "raw"])
+def test_a_photograph_of_4_mb_arrives_byte_for_byte(api: httpx.Client, outside: Encoder, form: str) -> None:
+    """Lossless and compressed: one changed byte and it does not decode at all."""
+    photo = np.asarray(Image.open(io.BytesIO(PHOTO)).resize((1600, 1064)))
+    noise = np.random.default_rng(0).integers(0, 64, photo.shape, np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(photo // 2 + noise).save(file, "PNG")
+    data = file.getvalue()
+    assert 3.9e6 < len(data) < 4.4e6
+    if form == "multipart":
+        answer = api.post("/encode_image", files={"image": ("photo.png", data, "image/png")})
+    else:
+        answer = api.post("/encode_image", content=data, headers={"content-type": "image/png"})
+    assert answer.status_code == 200
+    assert_same(answer.json(), outside.encode(data))
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_invoke_with_every_event_file(template: Path, name: str, vector: Embedding) -> None:
+    # It exits with 1 where the function raises, which is how a bad direct event is answered.
+    done = sam(
+        "local", "invoke", "--event", str(HERE / name), *LOCAL, str(template), check=name not in ERRORS
+    )
+    check_answer(name, json.loads(done.stdout), vector)
+
+
+@pytest.fixture(scope="module")
+def backend(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A boto3 client, as a backend has it, of ``sam local start-lambda``."""
+    log = tmp_path_factory.mktemp("lambda") / "log"
+    config = BotoConfig(signature_version=botocore.UNSIGNED, retries={"max_attempts": 0}, read_timeout=60)
+    with _serving("start-lambda", template, log) as address:
+        yield boto3.client("lambda", endpoint_url=address, region_name="us-east-1", config=config)
+
+
+@pytest.mark.parametrize("name", EVENTS)
+def test_boto3_with_every_event_file(backend: Any, name: str, vector: Embedding) -> None:
+    # Lambda itself also sets FunctionError where the function raised; sam local does not.
+    answer = backend.invoke(FunctionName="Function", Payload=(HERE / name).read_bytes())
+    check_answer(name, json.load(answer["Payload"]), vector)
