@@ -5,12 +5,10 @@
 
 import uuid
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from mangum import Mangum
-
-from handler import direct, telemetry
-from handler.app import create_app
+from handler import telemetry
 from handler.config import Config
 from handler.encoder import Encoder, load_encoder
 from handler.errors import InvalidEvent
@@ -28,7 +26,14 @@ def _load() -> Encoder:
 
 
 warnings.filterwarnings("ignore", module="PIL")  # advice on images, which are the callers'
-encoder = _load()
+with ThreadPoolExecutor(1) as pool:
+    # The engine reads and packs the weights without the GIL: the web framework is imported meanwhile.
+    loading = pool.submit(_load)
+    from mangum import Mangum
+
+    from handler import direct
+    from handler.app import create_app
+encoder = loading.result()
 app = create_app(encoder)
 # Mangum would run startup and shutdown around every single invocation; there is nothing to start.
 _http = Mangum(app, lifespan="off")
