@@ -5,6 +5,8 @@ import logging
 import re
 import uuid
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import anyio
 import anyio.to_thread
@@ -15,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handler import __version__, openapi, schemas, telemetry
-from handler.config import available_cpus
+from handler.config import Config, available_cpus
 from handler.encoder import Encoder
 from handler.errors import BodyTooLarge, ClipError, InternalError, Overloaded, UnsupportedMediaType
 
@@ -38,26 +40,19 @@ def create_app(encoder: Encoder) -> FastAPI:
 
 
 def _add_routes(app: FastAPI, encoder: Encoder) -> None:
-    config = encoder.config
-    # As many threads as CPUs: decoded images wait in nobody's memory.
-    turns = anyio.CapacityLimiter(available_cpus())
-
-    async def run(work: Callable[[], Response]) -> Response:
-        return await anyio.to_thread.run_sync(work, limiter=turns)
+    config, turns = encoder.config, _Turns(encoder.config)
 
     @app.post("/encode_image", openapi_extra=openapi.ENCODE_IMAGE, responses=openapi.EMBEDDING)
     async def encode_image(request: Request) -> Response:
         """Encode one image: as multipart field `image`, as base64 in JSON, or as the raw body."""
-        content_type = _content_type(request)
-        body = await _read_body(request, config.max_body_bytes)
 
-        def encode() -> Response:
+        def encode(content_type: str, body: bytes) -> Response:
             embedding = encoder.encode(_read_image(content_type, body))
             if OCTETS in request.headers.get("accept", ""):
                 return Response(schemas.to_bytes(embedding), media_type=OCTETS)
             return Response(schemas.to_json(embedding), media_type="application/json")
 
-        return await run(encode)
+        return await turns.take(request, encode)
 
     @app.post(
         "/encode_images",
@@ -66,17 +61,15 @@ def _add_routes(app: FastAPI, encoder: Encoder) -> None:
     )
     async def encode_images(request: Request) -> Response:
         """Encode many images in one pass; a bad one gets `null` and an entry in `errors`."""
-        content_type = _content_type(request)
-        body = await _read_body(request, config.max_body_bytes)
 
-        def encode() -> Response:
+        def encode(content_type: str, body: bytes) -> Response:
             results = encoder.encode_batch(_read_images(content_type, body, config.max_images))
             embeddings = ("null" if isinstance(r, ClipError) else schemas.to_json(r) for r in results)
             errors = json.dumps(schemas.batch_errors(results), separators=(",", ":"))
             text = f'{{"embeddings":[{",".join(embeddings)}],"errors":{errors}}}'
             return Response(text, media_type="application/json")
 
-        return await run(encode)
+        return await turns.take(request, encode)
 
     @app.get("/health", response_model=schemas.Health)
     async def health() -> Response:
@@ -84,18 +77,29 @@ def _add_routes(app: FastAPI, encoder: Encoder) -> None:
         return JSONResponse(encoder.health(), status_code=503 if encoder.fault else 200)
 
 
-def _content_type(request: Request) -> str:
-    return str(request.headers.get("content-type", ""))
+class _Turns:
+    """Bodies are read at once, up to a limit for all together; as many are worked on as there are CPUs."""
 
+    def __init__(self, config: Config) -> None:
+        self.most = config.max_body_bytes
+        self.held = 0  # bytes of all bodies in memory
+        self.threads = anyio.CapacityLimiter(available_cpus())
 
-async def _read_body(request: Request, limit: int) -> bytes:
-    """Read the whole body, giving up as soon as it is over `limit` bytes."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise BodyTooLarge(f"the request body is over {limit:,} bytes")
-    return bytes(body)
+    async def take(self, request: Request, work: Callable[[str, bytes], Response]) -> Response:
+        """Answer with `work(content_type, body)`, done in a thread."""
+        content_type = str(request.headers.get("content-type", ""))
+        body = bytearray()
+        try:
+            async for chunk in request.stream():
+                body += chunk
+                self.held += len(chunk)
+                if len(body) > self.most:
+                    raise BodyTooLarge(f"the request body is over {self.most:,} bytes")
+                if self.held > 4 * self.most:
+                    raise Overloaded("too many large requests at once: try again in a second")
+            return await anyio.to_thread.run_sync(work, content_type, bytes(body), limiter=self.threads)
+        finally:
+            self.held -= len(body)
 
 
 def _read_image(content_type: str, body: bytes) -> bytes:
@@ -117,11 +121,11 @@ def _read_images(content_type: str, body: bytes, limit: int) -> list[bytes | Cli
     """The images of a batch request, in order."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        parts = schemas.multipart_parts(content_type, body, "images")
+        parts = schemas.multipart_parts(content_type, body, "images", most=2 * limit)
         schemas.check_count(len(parts), limit)
         return list(parts)
     if kind == "application/json":
-        request = schemas.validate(schemas.EncodeBatchRequest, body)
+        request = schemas.validate(schemas.EncodeBatchRequest, body, most=4 * limit)
         return schemas.decode_base64_batch(request.images, limit)
     raise UnsupportedMediaType(
         f"the Content-Type {kind[:64]!r} is not read here: send multipart/form-data with fields "
@@ -156,7 +160,11 @@ class _Outermost:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        with telemetry.request("http", _request_id(scope)) as record:
+        # On Lambda the record is the event's. (A server's requests may inherit a stale one of the
+        # connection's last, so whether there is one does not say.)
+        on_lambda = "aws.event" in scope
+        opened = nullcontext(telemetry.current()) if on_lambda else _open_record(scope)
+        with opened as record:
             record |= {"method": scope["method"], "path": scope["path"]}
 
             async def send_with_headers(message: Message) -> None:
@@ -190,10 +198,11 @@ class _Outermost:
             self.pending -= 1
 
 
-def _request_id(scope: Scope) -> str:
-    """The caller's ``X-Request-Id`` where it is one, else a new one."""
+def _open_record(scope: Scope) -> AbstractContextManager[dict[str, Any]]:
+    """A new record under the caller's ``X-Request-Id`` where that is one, else under a new id."""
     given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-    return given if re.fullmatch(r"[\w.=:/+-]{1,128}", given, re.ASCII) else str(uuid.uuid4())
+    known = re.fullmatch(r"[\w.=:/+-]{1,128}", given, re.ASCII)
+    return telemetry.request("http", given if known else str(uuid.uuid4()))
 
 
 def _error_response(error: ClipError) -> JSONResponse:

@@ -38,6 +38,8 @@ def _encode(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
 
 
 def _encode_batch(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
+    if isinstance(event["images"], list):  # counted before each is looked at
+        schemas.check_count(len(event["images"]), encoder.config.max_images)
     request = schemas.validate(schemas.EncodeBatchRequest, event)
     images = schemas.decode_base64_batch(request.images, encoder.config.max_images)
     results = encoder.encode_batch(images)

@@ -21,7 +21,7 @@ from handler.errors import (
     TooManyPixels,
     TruncatedImage,
 )
-from handler.formats import jpeg_scans, sniff, webp_size
+from handler.formats import check_structure, jpeg_scans, sniff, webp_size
 
 SIZE = 224
 """Side of the square the model sees, in pixels."""
@@ -33,6 +33,7 @@ def decode(data: bytes, config: Config) -> Image.Image:
     Raises:
         MissingField, ImageTooLarge: no bytes, or over ``max_image_bytes``.
         NotAnImage, UnsupportedFormat: not one of `formats.FORMATS`.
+        InvalidImage: made of more parts than any real file.
         TooManyPixels, ExtremeShape: over ``max_pixels`` or ``max_aspect_ratio``.
         TruncatedImage, InvalidImage: the data ends early or is corrupt.
     """
@@ -41,12 +42,13 @@ def decode(data: bytes, config: Config) -> Image.Image:
     if len(data) > config.max_image_bytes:
         raise ImageTooLarge(f"the image has {len(data):,} bytes, the limit is {config.max_image_bytes:,}")
     kind = sniff(data)
+    check_structure(kind, data)
     if kind == "WEBP":
-        _check_shape(webp_size(data), config)
+        _check_shape(kind, webp_size(data), "RGB", config)
     try:
         # MPO is a JPEG with more pictures behind the first; it opens through the JPEG plugin.
         image = Image.open(io.BytesIO(data), formats=(kind, "MPO") if kind == "JPEG" else (kind,))
-        _check_shape(image.size, config)
+        _check_shape(kind, image.size, image.mode, config)
         if kind == "JPEG":
             _check_scans(data, image.size, config)
         image.load()
@@ -96,11 +98,13 @@ def correct(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _check_shape(size: tuple[int, int], config: Config) -> None:
+def _check_shape(kind: str, size: tuple[int, int], mode: str, config: Config) -> None:
     width, height = size
-    if width * height > config.max_pixels:
+    # Four bytes a pixel, but libwebp takes sixteen, libavif eight, and alpha is multiplied in a copy.
+    limit = config.max_pixels // {"WEBP": 4, "AVIF": 2}.get(kind, 2 if "A" in mode.upper() else 1)
+    if width * height > limit:
         raise TooManyPixels(
-            f"the image has {width:,} x {height:,} pixels, the limit is {config.max_pixels:,} in all"
+            f"the image has {width:,} x {height:,} pixels; the limit is {limit:,} in all for such a {kind}"
         )
     # The resized image is 224 on its short side: 1 x 20,000 pixels would become 224 x 4,480,000.
     if max(size) > config.max_aspect_ratio * min(size):
@@ -115,9 +119,11 @@ def _check_scans(data: bytes, size: tuple[int, int], config: Config) -> None:
 
     Real files have about ten scans; 16 of the largest image allowed leaves room for all of them.
     """
-    scans = jpeg_scans(data)
-    if scans * size[0] * size[1] > 16 * config.max_pixels:
-        raise TooManyPixels(f"the JPEG image has {scans:,} scans over {size[0]:,} x {size[1]:,} pixels")
+    most = 16 * config.max_pixels // max(1, size[0] * size[1])
+    if jpeg_scans(data, most) > most:
+        raise TooManyPixels(
+            f"the JPEG image has more than {most:,} scans of {size[0]:,} x {size[1]:,} pixels"
+        )
 
 
 def _raise_undecodable(kind: str, error: Exception) -> NoReturn:

@@ -74,12 +74,16 @@ class Health(BaseModel):
     fingerprint: str = Field(description="never mix vectors of unequal fingerprints")
 
 
-def validate(schema: type[Schema], body: bytes | Mapping[str, Any]) -> Schema:
-    """JSON text or a decoded object -> `schema`.
+def validate(schema: type[Schema], body: bytes | Mapping[str, Any], most: int = 16) -> Schema:
+    """JSON text or a decoded object of at most about `most` values -> `schema`.
 
     Raises:
         InvalidJson, MissingField, InvalidField: what is wrong and where, never the value.
     """
+    # Before parsing: a value of a few bytes becomes an object of a hundred. Base64 holds none of these.
+    values = sum(map(body.count, (b",", b"{", b"["))) if isinstance(body, bytes) else len(body)
+    if values > most + 16:
+        raise InvalidJson(f"the body holds {values:,} values, far more than a request needs")
     try:
         return schema.model_validate_json(body) if isinstance(body, bytes) else schema.model_validate(body)
     except ValidationError as error:
@@ -139,14 +143,15 @@ def check_count(count: int, limit: int) -> None:
         raise TooManyImages(f"{count} images in one request, the limit is {limit}: send several requests")
 
 
-def multipart_parts(content_type: str, body: bytes, field: str) -> list[bytes]:
-    """The bytes of every part named `field`, in order.
+def multipart_parts(content_type: str, body: bytes, field: str, most: int = 16) -> list[bytes]:
+    """The bytes of every part named `field`, in order; of all names, at most `most` parts.
 
     The body is in memory already, so parts are sliced from it: no temporary files.
 
     Raises:
         InvalidMultipart: no boundary, or malformed.
         MissingField: no such part.
+        TooManyImages: more parts than `most`.
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
@@ -162,22 +167,27 @@ def multipart_parts(content_type: str, body: bytes, field: str) -> list[bytes]:
         header.clear()
         value.clear()
 
+    def on_part_begin() -> None:
+        parts.append(("", bytearray()))
+        if len(parts) > most:
+            raise TooManyImages(f"more than {most} parts in one form: send several requests")
+
     def on_end() -> None:
         nonlocal ended
         ended = True
 
-    parser = MultipartParser(
-        boundary,
-        {
-            "on_part_begin": lambda: parts.append(("", bytearray())),
-            "on_part_data": lambda data, start, end: parts[-1][1].extend(data[start:end]),
-            "on_header_field": lambda data, start, end: header.extend(data[start:end]),
-            "on_header_value": lambda data, start, end: value.extend(data[start:end]),
-            "on_header_end": on_header_end,
-            "on_end": on_end,
-        },
-    )
     try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": on_part_begin,
+                "on_part_data": lambda data, start, end: parts[-1][1].extend(data[start:end]),
+                "on_header_field": lambda data, start, end: header.extend(data[start:end]),
+                "on_header_value": lambda data, start, end: value.extend(data[start:end]),
+                "on_header_end": on_header_end,
+                "on_end": on_end,
+            },
+        )
         parser.write(body)
     except FormParserError:
         _raise_malformed()
@@ -185,7 +195,7 @@ def multipart_parts(content_type: str, body: bytes, field: str) -> list[bytes]:
         _raise_malformed()
     found = [bytes(data) for name, data in parts if name == field]
     if not found:
-        names = ", ".join(sorted({repr(name[:64]) for name, _ in parts if name})) or "none"
+        names = ", ".join(sorted({repr(name[:64]) for name, _ in parts if name})[:10]) or "none"
         raise MissingField(f"no part named {field!r} in the form; parts sent: {names}")
     return found
 

@@ -35,10 +35,7 @@ def configure(level: str) -> None:
 
 @contextmanager
 def request(event: str, request_id: str) -> Iterator[dict[str, Any]]:
-    """Around one request: yields its record and logs it at the end; inside another, that one's."""
-    if (outer := _record.get()) is not None:
-        yield outer
-        return
+    """Around one request: yields its record and logs it at the end."""
     global _cold  # noqa: PLW0603  # one process, one cold start
     record: dict[str, Any] = {"event": event, "request_id": request_id, "cold": _cold, "status": 200}
     _cold = False
@@ -55,6 +52,13 @@ def request(event: str, request_id: str) -> Iterator[dict[str, Any]]:
         record["latency_ms"] = _milliseconds_since(start)
         _record.reset(token)
         log.info("request", extra={"fields": record | _metrics(record)})
+
+
+def current() -> dict[str, Any]:
+    """The record of the request around this."""
+    record = _record.get()
+    assert record is not None, "not inside a request"
+    return record
 
 
 def note(**fields: Any) -> None:

@@ -118,5 +118,7 @@ def test_a_fault_is_a_500_in_the_log(lines: Any) -> None:
 def test_the_callers_request_id_is_echoed_unless_it_is_none(client: httpx.Client) -> None:
     headers = {"x-request-id": "order-1/a"}
     assert client.get("/health", headers=headers).headers["x-request-id"] == "order-1/a"
+    # On the same connection, whose context the server hands on from one request to the next.
+    assert client.get("/health", headers={"x-request-id": "order-2"}).headers["x-request-id"] == "order-2"
     made = client.get("/health", headers={"x-request-id": "a b\t{}"}).headers["x-request-id"]
     assert len(made) == 36
