@@ -3,10 +3,16 @@
 ``handler`` serves Lambda events; ``app`` serves HTTP anywhere (``uvicorn handler.main:app``).
 """
 
+import os
+import sys
 import uuid
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+# What is not used here, kept out of the cold start: NumPy and pydantic read these at import.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else NumPy starts threads of its own, which spin
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # else a look at every package installed
 
 from handler import telemetry
 from handler.config import Config
@@ -29,6 +35,8 @@ warnings.filterwarnings("ignore", module="PIL")  # advice on images, which are t
 with ThreadPoolExecutor(1) as pool:
     # The engine reads and packs the weights without the GIL: the web framework is imported meanwhile.
     loading = pool.submit(_load)
+    # FastAPI imports pydantic's old version, if there is one, to ask of every type whether it is its.
+    sys.modules.setdefault("pydantic.v1", None)  # type: ignore[arg-type]
     from mangum import Mangum
 
     from handler import direct
