@@ -20,6 +20,9 @@ from handler.engines import Engine
 MIN_COSINE = 0.99999
 MAX_DIFFERENCE = 1e-4
 
+FULL = Config(jpeg_draft=0)
+"""As clip decodes. What reduced decoding may cost is another question: ``benchmarks/accuracy.py``."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -61,7 +64,7 @@ def compare(reference: Reference, engines: list[Engine], images: dict[str, bytes
     for name, data in tqdm(images.items(), desc="parity", unit="image"):
         picture = Image.open(io.BytesIO(data))
         theirs = reference_embedding(reference, picture)
-        pixels = image.preprocess(image.decode(data, Config()))
+        pixels = image.preprocess(image.decode(data, FULL))
         identical = np.array_equal(pixels, reference_pixels(reference, picture))
         for engine in engines:
             ours = engine.encode(pixels[None])[0]

@@ -25,6 +25,8 @@ class Config:
     """``onnx``, ``torch``, or ``auto``: torch where CUDA is usable, else onnx."""
     preprocess: str = "openai"
     """``openai``: its pipeline bit for bit; ``corrected``: EXIF rotation, transparency on white, 16 bits."""
+    jpeg_draft: int = 720
+    """JPEGs are decoded at 1/2, 1/4 or 1/8 while that leaves so many pixels on each side; 0: in full."""
     threads: int = 0
     """Compute threads of one inference; 0: as many as this process has CPUs."""
     max_body_bytes: int = 64 * 2**20
@@ -63,7 +65,7 @@ class Config:
         _one_of("CLIP_LOG_LEVEL", self.log_level, LOG_LEVELS)
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name == "threads" else 1
+            least = 0 if field.name in ("threads", "jpeg_draft") else 1
             if isinstance(value, int) and value < least:
                 raise ConfigError(f"CLIP_{field.name.upper()} must be at least {least}, not {value}")
 

@@ -30,7 +30,7 @@ class Encoder:
         self.engine = engine
         self.model = model
         self.config = config
-        self.fingerprint = model.fingerprint(engine.precision, config.preprocess)
+        self.fingerprint = model.fingerprint(engine.precision, config.preprocess, config.jpeg_draft)
         self._one_at_a_time = threading.Lock()  # an inference uses every CPU: two at once only wait
         self.fault = self._self_check()
 
@@ -76,7 +76,7 @@ class Encoder:
         if isinstance(data, ClipError):
             raise data
         decoded = image.decode(data, self.config)
-        telemetry.note(format=decoded.format, size=decoded.size, bytes=len(data))
+        telemetry.note(format=decoded.format, size=image.full_size(decoded), bytes=len(data))
         return image.preprocess(decoded, self.config.preprocess)
 
     def _self_check(self) -> str | None:

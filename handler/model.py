@@ -72,11 +72,15 @@ class Model:
         except (ValueError, KeyError, TypeError) as error:
             raise ModelError(f"{path} cannot be read ({error!r}): export the model again") from error
 
-    def fingerprint(self, precision: str, preprocess: str) -> str:
+    def fingerprint(self, precision: str, preprocess: str, jpeg_draft: int) -> str:
         """Name everything that decides a vector; vectors of unequal fingerprints must not be mixed."""
         name = self.name.replace("/", "-")
         parts = [name, self.weights, self.checkpoint_sha256[:12], precision]
-        return ".".join(parts if preprocess == "openai" else [*parts, preprocess])
+        if preprocess != "openai":
+            parts.append(preprocess)
+        elif jpeg_draft:
+            parts.append(f"jpeg{jpeg_draft}")
+        return ".".join(parts)
 
 
 def _check_size(path: Path, expected: int) -> None:

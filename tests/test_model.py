@@ -68,6 +68,7 @@ def test_a_deployment_may_leave_out_the_other_engines_weights(copy: Path) -> Non
 def test_the_fingerprint_names_what_decides_a_vector(copy: Path) -> None:
     model = Model.load(copy)
     sha = model.checkpoint_sha256[:12]
-    assert model.fingerprint("fp32", "openai") == f"ViT-B-32.synthetic.{sha}.fp32"
-    assert model.fingerprint("fp16", "openai").endswith(".fp16")
-    assert model.fingerprint("fp32", "corrected").endswith(".fp32.corrected")
+    assert model.fingerprint("fp32", "openai", 0) == f"ViT-B-32.synthetic.{sha}.fp32"
+    assert model.fingerprint("fp16", "openai", 0).endswith(".fp16")
+    assert model.fingerprint("fp32", "corrected", 720).endswith(".fp32.corrected")
+    assert model.fingerprint("fp32", "openai", 720).endswith(".fp32.jpeg720")

@@ -1,0 +1,62 @@
+"""Large JPEGs decoded at a reduced scale: what it may cost, and that nothing else is touched.
+
+`python -m benchmarks.accuracy` measures every photograph at six sizes; here are the worst.
+"""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, PngImagePlugin
+
+from benchmarks.accuracy import MIN_COSINE, cosine, enlarged
+from export.images import encoded, parity_images, photograph
+from handler.config import Config
+from handler.engines import Engine
+from handler.image import decode, full_size, preprocess
+
+DRAFT = Config().jpeg_draft
+FULL = Config(jpeg_draft=0)
+
+
+@pytest.mark.parametrize(
+    ("photo", "size"),
+    [
+        ("camera", (2881, 2887)),  # neither side a multiple of the scale: picture ends inside a pixel
+        ("camera", (4000, 3000)),
+        ("brick", (1441, 1441)),
+        ("brick", (8000, 6000)),
+    ],
+)
+def test_the_vector_stays_that_of_full_decoding(engine: Engine, photo: str, size: tuple[int, int]) -> None:
+    data = enlarged(photo, size)
+    assert min(decode(data, Config()).size) < min(size) == min(full_size(decode(data, Config())))
+    assert cosine(engine, data, DRAFT) >= MIN_COSINE
+
+
+def test_every_image_of_the_parity_gate_keeps_what_the_gate_promises(engine: Engine) -> None:
+    for name, data in parity_images().items():
+        assert cosine(engine, data, DRAFT) >= 0.9999, name
+
+
+def test_below_twice_the_limit_pixels_are_those_of_full_decoding() -> None:
+    data = enlarged("camera", (2 * DRAFT - 1, 2 * DRAFT - 1))
+    assert np.array_equal(preprocess(decode(data, Config())), preprocess(decode(data, FULL)))
+
+
+def test_zero_decodes_in_full() -> None:
+    assert decode(enlarged("camera", (2000, 2000)), FULL).size == (2000, 2000)
+
+
+def test_the_corrected_profile_decodes_in_full() -> None:
+    """It may turn the picture, and the part of the last pixel that is picture with it."""
+    config = Config(preprocess="corrected")
+    assert decode(enlarged("camera", (2000, 2000)), config).size == (2000, 2000)
+
+
+def test_a_file_cannot_say_what_its_full_size_is() -> None:
+    text = PngImagePlugin.PngInfo()
+    for key in ("(0, 0)", "full size"):
+        text.add_text(key, "9")
+    data = encoded(photograph("coffee"), "PNG", pnginfo=text)
+    assert full_size(decode(data, Config())) == Image.open(io.BytesIO(data)).size
