@@ -63,7 +63,7 @@ ENV CLIP_ENGINE=torch NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=comp
 EXPOSE 3000
 USER 993:990
 ENTRYPOINT []
-CMD ["python", "-m", "uvicorn", "handler.main:app", "--host", "0.0.0.0", "--port", "3000"]
+CMD ["python", "-m", "uvicorn", "handler.main:app", "--no-access-log", "--host", "0.0.0.0", "--port", "3000"]
 
 # --- the function -----------------------------------------------------------------------------------
 # No USER: Lambda runs every image as its own unprivileged user, and `sam local` refuses another.

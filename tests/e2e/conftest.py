@@ -83,7 +83,11 @@ def build_arguments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[s
         yield arguments  # none: the build downloads it
         return
     files = functools.partial(_QuietFiles, directory=wheels)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), files) as server:
+    try:  # the same port as last time, because the address is part of what a layer is found by
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 8099), files)
+    except OSError:
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), files)
+    with server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield arguments | {"PIP_FIND_LINKS": f"http://127.0.0.1:{server.server_port}/"}
         server.shutdown()
