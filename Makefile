@@ -11,7 +11,7 @@ EXPORTER := $(VENV)/.export-$(TORCH)
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run model test e2e image bench lint format check lock clean
+.PHONY: help run model test e2e image contents bench lint format check lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1 - /p' Makefile
@@ -39,6 +39,9 @@ e2e: $(VENV)/.dev  ## the real container, with docker and sam (environment: DOCK
 DOCKER ?= docker
 image:  ## the Lambda image, clip-image-encoder (WEIGHTS=openai|custom|synthetic)
 	BUILDX_NO_DEFAULT_ATTESTATIONS=1 $(DOCKER) build --build-arg WEIGHTS=$(WEIGHTS) --tag clip-image-encoder .
+
+contents:  ## what the Lambda image holds: every package and its version
+	@$(DOCKER) run --rm --entrypoint python clip-image-encoder -m pip list --path . --format freeze
 
 bench: $(VENV)/.bench  ## measure beside the old way, ten minutes (ARGS=--quick: two)
 	$(BIN)/python -m benchmarks $(ARGS)

@@ -1,11 +1,13 @@
 """The image under Lambda's limits: memory, one CPU, read-only root, a user who may do nothing."""
 
 import json
+import re
 
 import pytest
 
 from events.generate import HERE
 from handler.encoder import Embedding
+from tests.conftest import ROOT
 from tests.e2e.conftest import (
     ERRORS,
     EVENTS,
@@ -69,6 +71,16 @@ def test_what_the_image_holds(image: str) -> None:
     sources = {path for path in files if path.endswith(".py")}
     compiled = {path.replace("__pycache__/", "").split(".cpython")[0] for path in files if ".pyc" in path}
     assert {path.removesuffix(".py") for path in sources} == compiled
+
+
+def test_it_holds_the_packages_that_are_locked_and_no_others(image: str) -> None:
+    """The list that ``make contents`` prints."""
+    command = ("-m", "pip", "list", "--path", ".", "--format", "freeze")
+    listed = docker("run", "--rm", "--entrypoint", "python", image, *command).stdout.replace("_", "-").split()
+    # A package may be locked twice, for different versions of Python.
+    locked = re.findall(r"^([\w.-]+==[\w.]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    assert set(listed) <= set(locked)
+    assert {line.split("==")[0] for line in listed} == {line.split("==")[0] for line in locked}
 
 
 def test_the_labels_and_the_command(image: str) -> None:
