@@ -5,6 +5,7 @@ convert to RGB. Peers that convert first, or floor the crop's offset, get other 
 """
 
 import io
+from contextlib import suppress
 from typing import NoReturn
 
 import numpy as np
@@ -72,7 +73,7 @@ def preprocess(image: Image.Image, profile: str = "openai") -> NDArray[np.uint8]
     rounding of a crop offset that falls on a half. With `profile` ``corrected``, after `correct`.
 
     Raises:
-        InvalidImage: pixels of a kind that cannot become RGB.
+        InvalidImage, TooManyPixels: pixels that cannot become RGB, or not in the memory there is.
     """
     try:
         if profile == "corrected":
@@ -85,8 +86,8 @@ def preprocess(image: Image.Image, profile: str = "openai") -> NDArray[np.uint8]
         left, top = (round((side - SIZE) / 2.0) for side in size)
         image = image.resize(size, Image.Resampling.BICUBIC, box)
         image = image.crop((left, top, left + SIZE, top + SIZE)).convert("RGB")
-    except (ValueError, OSError) as error:
-        raise InvalidImage(f"pixels of mode {image.mode} cannot be converted to RGB") from error
+    except Exception as error:  # noqa: BLE001  # as in `decode`
+        _raise_undecodable(image.format or image.mode, error)
     return np.asarray(image)
 
 
@@ -114,7 +115,8 @@ def correct(image: Image.Image) -> Image.Image:
     The EXIF rotation is applied, 16-bit grey is scaled rather than clipped, a palette is looked up
     before resizing, and transparency lets white shine through.
     """
-    image = ImageOps.exif_transpose(image)
+    with suppress(Exception):  # of unreadable EXIF; a viewer would show the picture as it is
+        image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # I;16 and its kin, and I: what Pillow makes of 16-bit PNGs
         image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
     if image.has_transparency_data:
@@ -160,4 +162,4 @@ def _raise_undecodable(kind: str, error: Exception) -> NoReturn:
         raise TooManyPixels(f"decoding the {kind} image takes more memory than is allowed") from error
     if isinstance(error, UnidentifiedImageError):
         raise InvalidImage(f"the data begins like {kind} but its header cannot be read") from error
-    raise InvalidImage(f"the {kind} image is corrupt and cannot be decoded") from error
+    raise InvalidImage(f"the {kind} image is corrupt, or of a kind that cannot become RGB") from error

@@ -76,10 +76,12 @@ _HTTP = ("rest_api", "http_api", "function_url", "alb")
 
 
 def _kind(event: Any) -> str:
-    """Name an event by its keys."""
+    """Name an event by its keys; what only resembles an HTTP event is a direct one."""
     request = event.get("requestContext") if isinstance(event, dict) else None
-    if isinstance(request, dict) and "http" in request:
-        return "function_url" if ".lambda-url." in str(request.get("domainName")) else "http_api"
-    if isinstance(request, dict) and "httpMethod" in event:
-        return "alb" if "elb" in request else "rest_api"
+    if isinstance(request, dict):
+        http = request.get("http")
+        if isinstance(http, dict) and isinstance(http.get("method"), str):
+            return "function_url" if ".lambda-url." in str(request.get("domainName")) else "http_api"
+        if isinstance(event.get("httpMethod"), str):
+            return "alb" if "elb" in request else "rest_api"
     return "scheduled" if isinstance(event, dict) and "detail-type" in event else "direct"

@@ -119,8 +119,9 @@ def test_health_and_warm_up(main: types.ModuleType) -> None:
         ({"image": "aGk=", "model": "L/14"}, "invalid_field: unknown field 'model'"),
         ({"images": []}, "invalid_field: the field 'images'"),
         ({"images": ["aGk="] * 33}, "too_many_images: 33 images"),
-        ({"requestContext": {"http": {}}}, "invalid_event: an HTTP event, but malformed"),
-        ({"requestContext": {"elb": {}}, "httpMethod": 5}, "invalid_event: an HTTP event, but malformed"),
+        ({"requestContext": {"http": {}}}, "invalid_event: expected"),
+        ({"requestContext": {"elb": {}}, "httpMethod": ["GET"]}, "invalid_event: expected"),
+        ({"requestContext": {}, "httpMethod": "GET"}, "invalid_event: an HTTP event, but malformed"),
     ],
 )
 def test_a_bad_direct_event_says_what_was_expected_and_never_what_came(

@@ -145,6 +145,9 @@ def test_the_corrected_profile_does_what_people_expect() -> None:
     np.testing.assert_array_equal(preprocess(decode(turned, CONFIG), "corrected"), upright)
     assert not np.array_equal(preprocess(decode(turned, CONFIG)), upright)
 
+    broken = images.encoded(chelsea, "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff" + b"\x01" * 40)
+    np.testing.assert_array_equal(preprocess(decode(broken, CONFIG), "corrected"), upright)
+
     hidden = chelsea.copy()
     hidden.putalpha(0)
     assert preprocess(hidden, "corrected").min() == 255  # white shines through
