@@ -112,7 +112,7 @@ def build(arguments: dict[str, str], *options: str, check: bool = True) -> subpr
         for name in ("Dockerfile", "export", "handler", *(p.name for p in ROOT.glob("requirements*.txt"))):
             tar.add(ROOT / name, name, filter=_as_sam_packs_it)
     machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
-    command = [DOCKER, "build", "--platform", f"linux/{machine}", *flags, *options, "-"]
+    command = [DOCKER, "build", "--force-rm", "--platform", f"linux/{machine}", *flags, *options, "-"]
     environment = os.environ | {"DOCKER_BUILDKIT": "0"}
     return run(command, check=check, input=context.getvalue(), env=environment)
 
