@@ -1,15 +1,17 @@
 """The HTTP interface: routes, and the one place where errors become responses."""
 
+import asyncio
 import json
 import logging
 import re
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from contextvars import copy_context
+from functools import partial
 from typing import Any
 
-import anyio
-import anyio.to_thread
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
@@ -83,7 +85,8 @@ class _Turns:
     def __init__(self, config: Config) -> None:
         self.most = config.max_body_bytes
         self.held = 0  # bytes of all bodies in memory
-        self.threads = anyio.CapacityLimiter(available_cpus())
+        # Our own: anyio's threads end with the event loop, and Mangum makes a loop for each request.
+        self.threads = ThreadPoolExecutor(available_cpus())
 
     async def take(self, request: Request, work: Callable[[str, bytes], Response]) -> Response:
         """Answer with `work(content_type, body)`, done in a thread."""
@@ -97,7 +100,8 @@ class _Turns:
                     raise BodyTooLarge(f"the request body is over {self.most:,} bytes")
                 if self.held > 4 * self.most:
                     raise Overloaded("too many large requests at once: try again in a second")
-            return await anyio.to_thread.run_sync(work, content_type, bytes(body), limiter=self.threads)
+            in_context = partial(copy_context().run, work, content_type, bytes(body))
+            return await asyncio.get_running_loop().run_in_executor(self.threads, in_context)
         finally:
             self.held -= len(body)
 
