@@ -1,0 +1,167 @@
+"""One long-lived process that is given bad input: ``python -m tests.fuzz.worker``, driven over pipes.
+
+It loads the service as Lambda does. Each case is a kind and its bytes; each reply is one JSON line.
+What would be a wrong answer is judged here, beside the exception; what would be a crash, a hang or a
+lack of memory is judged by whoever drives it.
+"""
+
+import json
+import os
+import re
+import resource
+import struct
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from handler import errors
+from handler.errors import RequestError
+from handler.image import decode, preprocess
+from tests.fuzz.corpus import images
+
+MEMORY = 1200 * 2**20
+"""Bytes of address space that a case may take above the loaded service's own."""
+
+
+class Wrong(Exception):
+    """An answer that breaks a promise."""
+
+
+class Worker:
+    """The loaded service, and sound images to try after each bad one."""
+
+    def __init__(self, service: ModuleType) -> None:
+        """`service` is ``handler.main``."""
+        self.main = service
+        codes = re.findall(r"── \w+ +(\w+) +(\d{3})", errors.__doc__ or "")
+        self.documented = {(int(status), code) for code, status in codes if int(status) < 500}
+        self.documented |= {(404, "not_found"), (405, "method_not_allowed")}
+        kinds = ("jpeg", "png RGB", "webp lossy", "gif", "bmp RGB", "tiff tiff_lzw", "avif")
+        self.sound = [(data, self._pixels(data, "openai")) for data in (images()[kind] for kind in kinds)]
+        self.photo = images()["jpeg"]
+        self.vector = service.encoder.encode(self.photo)
+        self.cases = 0
+
+    def run(self, kind: str, data: bytes) -> tuple[int, str]:
+        """Status and code of one case, and a sound image after it.
+
+        Raises:
+            Wrong: anything but a sound answer or a documented refusal, before or after.
+        """
+        try:
+            status, code = getattr(self, f"_run_{kind}")(data)
+        except RequestError as error:
+            status, code = error.status, error.code
+        if status != 200 and (status, code) not in self.documented:
+            raise Wrong(f"{status} {code!r} is no documented refusal")
+        self.cases += 1
+        self._try_a_sound_one()
+        return status, code
+
+    def _pixels(self, data: bytes, profile: str) -> Any:
+        return preprocess(decode(data, self.main.encoder.config), profile)
+
+    def _run_image(self, data: bytes) -> tuple[int, str]:
+        """Decoded and preprocessed, as both profiles do."""
+        for profile in ("openai", "corrected"):
+            pixels = self._pixels(data, profile)
+            if pixels.shape != (224, 224, 3) or pixels.dtype != np.uint8:
+                raise Wrong(f"pixels {pixels.shape} {pixels.dtype}")
+        return 200, ""
+
+    def _run_encode(self, data: bytes) -> tuple[int, str]:
+        """The whole way to a vector."""
+        _check_vector(self.main.encoder.encode(data))
+        return 200, ""
+
+    def _run_event(self, data: bytes) -> tuple[int, str]:
+        """A Lambda event, as the runtime hands it over."""
+        answer = self.main.handler(json.loads(data), None)
+        json.dumps(answer, allow_nan=False)
+        if "statusCode" not in answer:
+            _check_answer(answer)
+            return 200, ""
+        status = answer["statusCode"]
+        if status != 200 and status not in (404, 405) and status < 400:
+            return 200, ""  # a redirect, or another page: /docs
+        if "json" not in answer["headers"].get("content-type", ""):
+            return status, "http_error" if status != 200 else ""
+        body = json.loads(answer["body"])
+        if status != 200:
+            return status, body["code"]
+        _check_answer(body)
+        return 200, ""
+
+    def _try_a_sound_one(self) -> None:
+        data, expected = self.sound[self.cases % len(self.sound)]
+        if not np.array_equal(self._pixels(data, "openai"), expected):
+            raise Wrong("the next sound image has other pixels")
+        if self.cases % 100 == 0 and not np.array_equal(self.main.encoder.encode(self.photo), self.vector):
+            raise Wrong("the next sound image has another vector")
+
+
+def _check_answer(answer: Any) -> None:
+    """Every vector in an answer's body, whichever body it is."""
+    if isinstance(answer, list):
+        _check_vector(answer)
+    elif "embedding" in answer:
+        _check_vector(answer["embedding"])
+    elif "embeddings" in answer:
+        bad = {error["index"] for error in answer["errors"]}
+        for index, vector in enumerate(answer["embeddings"]):
+            if (vector is None) != (index in bad):
+                raise Wrong("a batch whose errors and nulls disagree")
+            if vector is not None:
+                _check_vector(vector)
+    elif "fingerprint" not in answer and "openapi" not in answer:
+        raise Wrong(f"an answer of unknown form: {list(answer)[:5]}")
+
+
+def _check_vector(vector: Any) -> None:
+    array = np.asarray(vector, np.float64)
+    if array.shape != (512,) or not np.isfinite(array).all() or abs(np.linalg.norm(array) - 1) > 1e-5:
+        raise Wrong(f"not 512 finite numbers of unit length: {array.shape}, {np.linalg.norm(array)}")
+
+
+def resident_megabytes() -> float:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+
+
+def _limit_memory() -> None:
+    in_use = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGESIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (in_use + MEMORY, in_use + MEMORY))
+
+
+def _cases(pipe: BinaryIO) -> Iterator[tuple[str, bytes]]:
+    while head := pipe.read(5):
+        kind, length = struct.unpack(">cI", head)
+        yield {b"i": "image", b"e": "event", b"v": "encode"}[kind], pipe.read(length)
+
+
+def main() -> None:
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # the service logs to stdout
+    from handler import main as service  # it loads the model now
+
+    worker = Worker(service)
+    _limit_memory()
+    print("ready", file=replies, flush=True)
+    for kind, data in _cases(sys.stdin.buffer):
+        status, code, problem, start = 0, "", None, time.perf_counter()
+        try:
+            status, code = worker.run(kind, data)
+        except Exception as error:  # noqa: BLE001  # that is what is looked for
+            problem = f"{type(error).__name__}: {error}"
+            traceback.print_exc()
+        reply = (status, code, time.perf_counter() - start, resident_megabytes(), problem)
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()
