@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from export import checkpoint, graph, images, parity
+from export import checkpoint, graph, images, int8, parity
 from export.checkpoint import DownloadError, ExportError, Reference
 from handler import __version__
+from handler.config import PRECISIONS
 from handler.engines import Engine
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.engines.torch_clip import TorchClipEngine
@@ -50,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         reference = _reference(options)
         print(f"checkpoint  {reference.path} ({reference.weights}, sha256 {reference.sha256[:12]}...)")
-        rows = write_model(reference, partial)
+        rows = write_model(reference, partial, options.precision)
     except ExportError as error:
         print(error, file=sys.stderr)
         return 1
@@ -78,6 +79,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         action="store_true",
         help="the official checkpoint; seeded noise, loudly, if it cannot be downloaded",
     )
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="int8: an engine of that precision too, if its vectors are within 0.99 of clip's",
+    )
     return parser.parse_args(arguments)
 
 
@@ -99,11 +106,13 @@ def _reference(options: argparse.Namespace) -> Reference:
     return checkpoint.load_reference(path, synthetic)
 
 
-def write_model(reference: Reference, directory: Path) -> list[parity.Row]:
+def write_model(reference: Reference, directory: Path, precision: str = "fp32") -> list[parity.Row]:
     """Write every file of a model folder and compare its engines with clip, image by image."""
     state = {name: value.float() for name, value in reference.model.visual.state_dict().items()}
     weights = {name: value.numpy() for name, value in state.items()}
     graph.save(graph.build(weights, np.array(MEAN), np.array(STD)), directory)
+    if precision == "int8":
+        int8.save(graph.build(weights, np.array(MEAN), np.array(STD), halve=False), directory)
     # Half where that loses nothing, as in the graph.
     halves = {name: v.half() if torch.equal(v.half().float(), v) else v for name, v in state.items()}
     torch.save(halves, directory / "visual.pt")
@@ -113,8 +122,12 @@ def write_model(reference: Reference, directory: Path) -> list[parity.Row]:
     path.write_text(json.dumps(card, indent=2))
     model = Model.load(directory)  # through the reader that the service uses
     engines: list[Engine] = [OnnxCpuEngine(model, threads=0), TorchClipEngine(model, device="cpu")]
+    if precision == "int8":
+        engines.append(OnnxCpuEngine(model, threads=0, precision="int8"))
     rows = parity.compare(reference, engines, images.parity_images())
-    card["parity"] = parity.summary(rows)
+    card["parity"] = parity.summary(rows, "fp32")
+    if precision == "int8":
+        card["parity_int8"] = parity.summary(rows, "int8")
     path.write_text(json.dumps(card, indent=2))
     return rows
 
@@ -157,11 +170,12 @@ def _card(reference: Reference, directory: Path) -> dict[str, object]:
 
 
 def _report(out: Path, rows: list[parity.Row]) -> None:
-    figures = parity.summary(rows)
-    print(
-        f"parity      {figures['images']} images, pixels identical in all, smallest cosine "
-        f"{figures['min_cosine']:.8f}, largest difference {figures['max_difference']:.1e}"
-    )
+    for precision in sorted({row.precision for row in rows}):
+        figures = parity.summary(rows, precision)
+        print(
+            f"parity {precision} {figures['images']} images, pixels identical in all, smallest cosine "
+            f"{figures['min_cosine']:.8f}, largest difference {figures['max_difference']:.1e}"
+        )
     for file in sorted(out.iterdir()):
         print(f"written     {out / file.name}  {file.stat().st_size / 1e6:.1f} MB")
 

@@ -34,7 +34,8 @@ Weights = dict[str, NDArray[np.float32]]
 class _Graph:
     """Collects nodes and initializers; every method returns the name of a value."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, halve: bool) -> None:
+        self.halve = halve
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
 
@@ -57,7 +58,7 @@ class _Graph:
     def weight(self, name: str, value: NDArray[np.float32]) -> str:
         """A float32 value, stored in half the bytes where that loses nothing."""
         half = value.astype(np.float16)
-        if value.size < 1024 or not np.array_equal(half.astype(np.float32), value):
+        if not self.halve or value.size < 1024 or not np.array_equal(half.astype(np.float32), value):
             return self._initializer(name, value.astype(np.float32))
         return self.op("Cast", self._initializer(name, half), to=TensorProto.FLOAT)
 
@@ -76,9 +77,14 @@ class _Graph:
         return name
 
 
-def build(weights: Weights, mean: NDArray[np.float64], std: NDArray[np.float64]) -> onnx.ModelProto:
-    """Visual tower -> graph ``pixels`` uint8 [n, 224, 224, 3] -> ``embeddings`` float32 [n, 512]."""
-    g = _Graph()
+def build(
+    weights: Weights, mean: NDArray[np.float64], std: NDArray[np.float64], *, halve: bool = True
+) -> onnx.ModelProto:
+    """Visual tower -> graph ``pixels`` uint8 [n, 224, 224, 3] -> ``embeddings`` float32 [n, 512].
+
+    `halve`: store what fits in fp16 in fp16.
+    """
+    g = _Graph(halve=halve)
     x = _patch_embedding(g, weights, mean, std)  # [n, 50, 768]
     x = g.layer_norm(x, "ln_pre", weights)
     for layer in range(LAYERS):

@@ -19,6 +19,8 @@ from handler.engines import Engine
 # are a hundred times better than the gate.
 MIN_COSINE = 0.99999
 MAX_DIFFERENCE = 1e-4
+LIMITS = {"fp32": (MIN_COSINE, MAX_DIFFERENCE), "int8": (0.99, 1.0)}
+"""Precision -> smallest cosine, largest difference."""
 
 FULL = Config(jpeg_draft=0)
 """As clip decodes. What reduced decoding may cost is another question: ``benchmarks/accuracy.py``."""
@@ -35,11 +37,13 @@ class Row:
     cosine: float
     max_difference: float
     """Largest difference of one element of two unit vectors."""
+    precision: str = "fp32"
 
     @property
     def passed(self) -> bool:
         """Within every limit; written so that NaN fails."""
-        close = self.cosine >= MIN_COSINE and self.max_difference <= MAX_DIFFERENCE
+        min_cosine, max_difference = LIMITS[self.precision]
+        close = self.cosine >= min_cosine and self.max_difference <= max_difference
         return self.identical_pixels and close
 
 
@@ -69,27 +73,30 @@ def compare(reference: Reference, engines: list[Engine], images: dict[str, bytes
         for engine in engines:
             ours = engine.encode(pixels[None])[0]
             cosine, difference = float(ours @ theirs), float(np.abs(ours - theirs).max())
-            rows.append(Row(name, engine.name, identical, cosine, difference))
+            rows.append(Row(name, engine.name, identical, cosine, difference, engine.precision))
     return rows
 
 
 def table(rows: list[Row]) -> str:
     """One line an image and engine; failures marked."""
-    lines = [f"{'image':36} {'engine':7} {'pixels':10} {'cosine':>12} {'difference':>11}"]
+    lines = [f"{'image':36} {'engine':7} {'':5} {'pixels':10} {'cosine':>12} {'difference':>11}"]
     for row in rows:
         pixels = "identical" if row.identical_pixels else "DIFFERENT"
-        line = f"{row.name:36} {row.engine:7} {pixels:10} {row.cosine:12.8f} {row.max_difference:11.1e}"
+        line = f"{row.name:36} {row.engine:7} {row.precision:5} {pixels:10}"
+        line += f" {row.cosine:12.8f} {row.max_difference:11.1e}"
         lines.append(line if row.passed else f"{line}  FAILED")
     return "\n".join(lines)
 
 
-def summary(rows: list[Row]) -> dict[str, object]:
-    """The figures that ``model.json`` records."""
+def summary(rows: list[Row], precision: str) -> dict[str, object]:
+    """The figures of one precision that ``model.json`` records."""
+    rows = [row for row in rows if row.precision == precision]
+    min_cosine, max_difference = LIMITS[precision]
     return {
         "images": len({row.name for row in rows}),
         "engines": sorted({row.engine for row in rows}),
         "identical_pixels": all(row.identical_pixels for row in rows),
         "min_cosine": min(row.cosine for row in rows),
         "max_difference": max(row.max_difference for row in rows),
-        "limits": {"min_cosine": MIN_COSINE, "max_difference": MAX_DIFFERENCE},
+        "limits": {"min_cosine": min_cosine, "max_difference": max_difference},
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Self
 
 ENGINES = ("auto", "onnx", "torch")
+PRECISIONS = ("fp32", "int8")
 PROFILES = ("openai", "corrected")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
@@ -23,6 +24,8 @@ class Config:
     """The folder that ``python -m export`` wrote."""
     engine: str = "auto"
     """``onnx``, ``torch``, or ``auto``: torch where CUDA is usable, else onnx."""
+    precision: str = "fp32"
+    """``fp32``; ``int8`` is faster and less exact, and wants an export with ``--precision int8``."""
     preprocess: str = "openai"
     """``openai``: its pipeline bit for bit; ``corrected``: EXIF rotation, transparency on white, 16 bits."""
     jpeg_draft: int = 720
@@ -61,6 +64,9 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse what no part of the service could work with."""
         _one_of("CLIP_ENGINE", self.engine, ENGINES)
+        _one_of("CLIP_PRECISION", self.precision, PRECISIONS)
+        if self.precision == "int8" and self.engine == "torch":
+            raise ConfigError("CLIP_PRECISION=int8 is of the onnx engine: set CLIP_ENGINE to onnx or auto")
         _one_of("CLIP_PREPROCESS", self.preprocess, PROFILES)
         _one_of("CLIP_LOG_LEVEL", self.log_level, LOG_LEVELS)
         for field in fields(self):

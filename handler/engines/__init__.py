@@ -24,7 +24,7 @@ class Engine(Protocol):
     device: str
     """``"cpu"`` or ``"cuda"``."""
     precision: str
-    """``"fp32"`` or ``"fp16"``."""
+    """``"fp32"``, ``"fp16"`` or ``"int8"``."""
 
     def encode(self, pixels: Pixels) -> Embeddings:
         """uint8 [n, 224, 224, 3] -> float32 [n, 512] of unit length, any n >= 1."""
@@ -38,13 +38,14 @@ def load_engine(config: Config, model: Model) -> Engine:
         ImportError: the engine asked for is not installed.
     """
     # Imported here because each engine's import costs what the other's users should not pay.
-    if config.engine == "torch" or (config.engine == "auto" and _cuda_usable(model)):
+    auto = config.engine == "auto" and config.precision == "fp32"
+    if config.engine == "torch" or (auto and _cuda_usable(model)):
         from handler.engines.torch_clip import TorchClipEngine
 
         return TorchClipEngine(model)
     from handler.engines.onnx_cpu import OnnxCpuEngine
 
-    return OnnxCpuEngine(model, threads=config.threads or available_cpus())
+    return OnnxCpuEngine(model, config.threads or available_cpus(), config.precision)
 
 
 def _cuda_usable(model: Model) -> bool:

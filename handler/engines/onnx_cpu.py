@@ -11,20 +11,23 @@ import onnxruntime as ort
 from handler.engines import Embeddings, Pixels
 from handler.model import Model, ModelError
 
+FILES = {"fp32": "visual.onnx", "int8": "visual.int8.onnx"}
+"""The second only of an export with ``--precision int8``."""
+
 
 class OnnxCpuEngine:
-    """``visual.onnx``: preprocessing constants, tower and unit length, all in the graph."""
+    """One graph: preprocessing constants, tower and unit length."""
 
     name = "onnx"
     device = "cpu"
-    precision = "fp32"
 
-    def __init__(self, model: Model, threads: int) -> None:
+    def __init__(self, model: Model, threads: int, precision: str = "fp32") -> None:
         """Map the weights and plan the graph for `threads` compute threads.
 
         Raises:
-            ModelError: ``visual.onnx`` or its weights are missing or unreadable.
+            ModelError: the graph of this precision or its weights are missing or unreadable.
         """
+        self.precision = precision
         _keep_freed_memory()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
@@ -32,7 +35,7 @@ class OnnxCpuEngine:
         # Threads that spin while they wait gain 5 % on idle CPUs and lose half on shared or capped ones.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors only: its warnings would reach the caller's log
-        path = model.directory / "visual.onnx"
+        path = model.directory / FILES[precision]
         try:
             self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
