@@ -84,7 +84,7 @@ def processes(subjects: list[str], inputs: Path, threads: int) -> Iterator[dict[
 def cold_start(subject: str, inputs: Path, threads: int, *, warm_cache: bool) -> tuple[float, Usage]:
     """Seconds from process start to the first vector, and what the process used."""
     if not warm_cache:
-        evict([Path(sys.prefix), Path(sysconfig.get_path("stdlib")), Path.cwd(), inputs, CHECKPOINTS])
+        evict([Path(sys.prefix), Path(sysconfig.get_path("stdlib")), Path("handler"), inputs, CHECKPOINTS])
     process = Process(subject, inputs, threads)
     seconds = process.ask("first") - process.started
     return seconds, process.end()
@@ -95,12 +95,12 @@ CHECKPOINTS = Path("~/.cache/clip").expanduser()
 
 def evict(roots: list[Path]) -> None:
     """Drop the files under `roots` from the page cache, except those that are mapped somewhere."""
+    os.sync()  # pages not yet written out cannot be dropped
     for root in roots:
         for directory, _, names in os.walk(root):
             for name in names:
                 with contextlib.suppress(OSError):
                     descriptor = os.open(Path(directory, name), os.O_RDONLY)
-                    os.fdatasync(descriptor)  # pages not yet written out cannot be dropped
                     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
                     os.close(descriptor)
 
