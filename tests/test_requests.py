@@ -1,0 +1,157 @@
+"""Requests made by Hypothesis: what is sound is read exactly, all else is refused by its code."""
+
+import base64
+import json
+import types
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from handler.errors import ClipError, MissingField, RequestError
+from handler.schemas import EncodeBatchRequest, EncodeRequest, decode_base64, multipart_parts, validate
+from tests.bombs import encoded, small
+from tests.fuzz.worker import Worker
+from tests.test_every_way_in import main
+
+__all__ = ["main"]  # the fixture
+
+IMAGE = base64.b64encode(encoded(small(), "PNG")).decode()
+relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+strings = st.sampled_from([IMAGE, f"data:image/png;base64,{IMAGE}", IMAGE[:-30], "data:,", ""]) | st.text()
+values = st.recursive(scalars | strings, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+keys = (
+    st.sampled_from(["image", "images", "action", "detail-type", "requestContext", "httpMethod"]) | st.text()
+)
+events = st.dictionaries(keys, values | st.lists(strings, max_size=40)) | values
+contexts = st.dictionaries(st.sampled_from(["http", "elb", "requestId", "domainName", "stage"]), values)
+HTTP_KEYS = (
+    *("httpMethod", "path", "headers", "multiValueHeaders", "queryStringParameters"),
+    *("body", "isBase64Encoded", "version", "rawPath", "rawQueryString", "cookies"),
+)
+
+
+@pytest.fixture(scope="module")
+def worker(main: types.ModuleType) -> Worker:
+    return Worker(main)
+
+
+@relaxed
+@given(event=events)
+def test_any_event(worker: Worker, event: Any) -> None:
+    worker.run("event", json.dumps(event).encode())
+
+
+@relaxed
+@given(
+    event=st.fixed_dictionaries(
+        {"requestContext": contexts},
+        optional=dict.fromkeys(HTTP_KEYS, values),
+    )
+)
+def test_any_event_that_looks_like_http(worker: Worker, event: Any) -> None:
+    worker.run("event", json.dumps(event).encode())
+
+
+@relaxed
+@given(text=st.text() | st.text("ABCabc019+/= \r\n,:;data"))
+def test_any_text_as_base64(text: str) -> None:
+    try:
+        data = decode_base64(text)
+    except RequestError:
+        return
+    payload = text.partition(",")[2] if text.startswith("data:") else text
+    assert base64.b64encode(data).decode() == "".join(payload.split())
+
+
+@relaxed
+@given(data=st.binary(), width=st.integers(1, 80), uri=st.booleans())
+def test_base64_round_trips(data: bytes, width: int, uri: bool) -> None:
+    text = base64.b64encode(data).decode()
+    lines = "\r\n".join(text[i : i + width] for i in range(0, len(text), width))
+    assert decode_base64(f"data:image/png;base64,{lines}" if uri else lines) == data
+
+
+@relaxed
+@given(body=st.binary() | values.map(lambda value: json.dumps(value).encode()))
+@pytest.mark.parametrize("schema", [EncodeRequest, EncodeBatchRequest])
+def test_any_body_as_json(schema: type[EncodeRequest | EncodeBatchRequest], body: bytes) -> None:
+    try:
+        request = validate(schema, body)
+    except RequestError as error:
+        _check_detail(error)
+    else:
+        assert request.model_dump() == json.loads(body)
+
+
+def _check_detail(error: RequestError) -> None:
+    """However much was sent, little is said about it."""
+    assert 0 < len(error.detail) < 500
+
+
+tokens = st.text("abcdefghijklmnopqrstuvwxyz0123456789", min_size=1, max_size=20)
+pieces = st.binary() | st.sampled_from([b"\r\n", b"\r\n--", b"--", b"\r", b"\r\n--b"])
+bodies = st.lists(pieces).map(b"".join)
+
+
+def _form(boundary: str, parts: list[tuple[str, bytes]]) -> bytes:
+    body = b""
+    for name, data in parts:
+        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="x"\r\n\r\n'
+        body += head.encode() + data + b"\r\n"
+    return body + f"--{boundary}--\r\n".encode()
+
+
+@relaxed
+@given(boundary=tokens, parts=st.lists(st.tuples(st.just("image") | tokens, bodies), max_size=5))
+def test_multipart_round_trips(boundary: str, parts: list[tuple[str, bytes]]) -> None:
+    boundary = f"b{boundary}"
+    parts = [(name, data.replace(f"--{boundary}".encode(), b"")) for name, data in parts]
+    parts = [(name, data) for name, data in parts if f"--{boundary}".encode() not in data]
+    expected = [data for name, data in parts if name == "image"]
+    content_type = f"multipart/form-data; boundary={boundary}"
+    if expected:
+        assert multipart_parts(content_type, _form(boundary, parts), "image") == expected
+    else:
+        with pytest.raises(MissingField):
+            multipart_parts(content_type, _form(boundary, parts), "image")
+
+
+headers = st.text(st.characters(max_codepoint=255, exclude_characters="\r\n\0"), max_size=400)
+MANY = b"".join(b'--b\r\nContent-Disposition: form-data; name="part %d"\r\n\r\n\r\n' % i for i in range(500))
+content_types = headers | headers.map(lambda text: f"multipart/form-data; boundary={text}")
+
+
+@relaxed
+@example(content_type=f"multipart/form-data; boundary={'b' * 300}", parts=b"", name="", cut=0)
+@example(content_type="multipart/form-data; boundary=b", parts=MANY, name="", cut=0)
+@given(content_type=content_types, parts=bodies, name=headers, cut=st.integers(0, 200))
+def test_any_multipart(content_type: str, parts: bytes, name: str, cut: int) -> None:
+    boundary = content_type.rpartition("=")[2]
+    body = _form(boundary, [(name, parts), ("image", parts)])
+    for sent in (body, body[:-cut], parts):
+        try:
+            multipart_parts(content_type, sent, "image")
+        except RequestError as error:
+            _check_detail(error)
+
+
+kinds = st.sampled_from(
+    ["application/json", "multipart/form-data; boundary=b", "image/png", "text/plain", ""]
+)
+
+
+@settings(relaxed, max_examples=200)
+@given(path=st.sampled_from(["/encode_image", "/encode_images"]), kind=kinds | tokens, body=bodies)
+def test_any_request(client: httpx.Client, path: str, kind: str, body: bytes) -> None:
+    response = client.post(path, content=body, headers={"content-type": kind})
+    assert response.status_code in (400, 415, 422)
+    assert response.json().keys() == {"code", "detail"}
+    assert response.json()["code"] in CODES
+
+
+CODES = {error.code for parent in ClipError.__subclasses__() for error in parent.__subclasses__()}
