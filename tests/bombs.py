@@ -132,7 +132,7 @@ def webp_frames(count: int) -> bytes:
 
 # --- TIFF --------------------------------------------------------------------------------------------
 
-_TYPES = {1: "B", 3: "H", 4: "I"}  # BYTE, SHORT, LONG
+_TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 9: "i"}  # BYTE, SHORT, LONG, SBYTE, SLONG
 Entries = dict[int, tuple[int, list[int] | bytes]]
 
 
@@ -176,6 +176,18 @@ def longs(count: int) -> bytes:
 def tiff_tiled(side: int, compression: int, offsets: bytes, width: int = 64, height: int = 48) -> bytes:
     tiles = {"t322": (4, [side]), "t323": (4, [side]), "t324": (4, offsets), "t325": (4, [1000])}
     return tiff(width, height, compression, bytes(2000), t273=None, t278=None, t279=None, **tiles)
+
+
+def tiff_of_signed_tiles() -> bytes:
+    """Big-endian, so that the first two bytes of a tile's side are 0."""
+    side, word = (9, struct.pack(">i", 20_000)), lambda number: (3, struct.pack(">HH", number, 0))
+    sizes = {256: (4, struct.pack(">I", 64)), 257: (4, struct.pack(">I", 48)), 322: side, 323: side}
+    places = {324: (4, struct.pack(">I", 300)), 325: (4, struct.pack(">I", 500))}
+    entries = {**sizes, **places, 258: word(8), 259: word(5), 262: word(1), 277: word(1)}
+    rows = b"".join(
+        struct.pack(">HHI", tag, kind, 1) + value for tag, (kind, value) in sorted(entries.items())
+    )
+    return b"MM\0*\0\0\0\x08" + struct.pack(">H", len(entries)) + rows + bytes(3000)
 
 
 # --- AVIF --------------------------------------------------------------------------------------------
@@ -229,6 +241,10 @@ def avif_grid(rows: int, columns: int) -> bytes:
 # --- all of them -------------------------------------------------------------------------------------
 
 EXIF = b"\xff\xe1\0\x0cExif\0\0MMMM"
+# A marker without a length; who takes the two bytes behind it for one passes over 4,679 segments.
+HIDING = b"\xff\xf0" + EXIF * 4679
+# An extension that ends at once for who stops at its empty first block, before what looks like a picture.
+HIDDEN = b"!\x01\0," + b"a" * 44 + b"\0"
 
 REFUSED: dict[str, Callable[[], bytes]] = {
     "PNG claiming 30,000 x 30,000": lambda: png(30_000, 30_000, data=png_chunk(b"IDAT", zeros())),
@@ -246,6 +262,8 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "JPEG claiming 65,500 x 65,500": lambda: jpeg_claiming(65_500, 65_500),
     "JPEG, thousands of EXIF segments": lambda: jpeg_with(EXIF * (4_500_000 // len(EXIF))),
     "JPEG, millions of EXIF segments": lambda: jpeg_with(EXIF * (MAX // len(EXIF))),
+    "JPEG, EXIF segments behind a bare marker": lambda: jpeg_with(HIDING * 60),
+    "JPEG, EXIF segments behind a second start": lambda: jpeg_with((b"\xff\xd8" + EXIF * 4679) * 60),
     "JPEG, millions of APP0": lambda: jpeg_with(b"\xff\xe0\0\2" * (MAX // 4)),
     "JPEG, millions of fill bytes": lambda: jpeg_with(b"\xff" * MAX),
     "JPEG, millions of junk bytes": lambda: jpeg_with(b"\xff\xe0\0\2" + bytes(MAX)),
@@ -255,6 +273,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "GIF, a frame of 65,535 x 65,535": lambda: gif(8, 8, frame=(65_535, 65_535)),
     "GIF, a comment in millions of blocks": lambda: gif(before=b"!\xfe" + b"\1a" * (MAX // 2) + b"\0"),
     "GIF, millions of comments": lambda: gif(before=b"!\xfe\1a\0" * (MAX // 5)),
+    "GIF, comments behind an empty block": lambda: gif(before=HIDDEN + b"!\xfe\1a\0" * (MAX // 5)),
     "GIF, millions of junk bytes": lambda: gif(before=bytes(MAX)),
     "BMP claiming 30,000 x 30,000": lambda: bmp(30_000, 30_000),
     "BMP claiming the largest size": lambda: bmp(WIDE, HIGH),
@@ -272,6 +291,11 @@ REFUSED: dict[str, Callable[[], bytes]] = {
         WIDE, HIGH, t273=(4, longs(1_100_000)), t278=(4, [1]), t279=None
     ),
     "TIFF, a million 1 x 1 tiles": lambda: tiff_tiled(1, 1, longs(1_100_000), WIDE, HIGH),
+    "TIFF, a million strips, in bytes": lambda: tiff(
+        WIDE, HIGH, t273=(1, bytes(range(256)) * 4300), t278=(4, [1]), t279=None
+    ),
+    "TIFF, 32 million bit depths, in bytes": lambda: tiff(64, 48, t258=(6, bytes(MAX))),
+    "TIFF, tiles of 20,000 x 20,000, signed": tiff_of_signed_tiles,
     "TIFF, 16 million bit depths": lambda: tiff(64, 48, t258=(3, longs(MAX // 4))),
     "TIFF, tiles of 20,000 x 20,000": lambda: tiff_tiled(20_000, 5, struct.pack("<I", 200)),
     "TIFF, tiles of 65,520 x 65,520": lambda: tiff_tiled(65_520, 8, struct.pack("<I", 200)),
