@@ -11,7 +11,7 @@ EXPORTER := $(VENV)/.export-$(TORCH)
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run model test e2e image contents bench lint format check lock clean
+.PHONY: help run model test fuzz soak e2e image contents bench lint format check lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1 - /p' Makefile
@@ -34,6 +34,12 @@ test: $(VENV)/.dev  ## every test that needs no container engine
 
 e2e: $(VENV)/.dev  ## the real container, with docker and sam (environment: DOCKER, SAM, BASE_IMAGE)
 	$(BIN)/python -m pytest tests/e2e $(ARGS)
+
+fuzz: $(VENV)/.dev  ## damaged files and events, 20,000 of them in three minutes (ARGS="--cases N --seconds S")
+	$(BIN)/python -m tests.fuzz $(ARGS)
+
+soak: $(VENV)/.dev  ## 5,000 good and bad requests through the emulator (ARGS="--requests N")
+	$(BIN)/python -m tests.soak $(ARGS)
 
 # Lambda refuses an image index, which is what BuildKit's attestations would make of it.
 DOCKER ?= docker

@@ -4,6 +4,7 @@ Decoders take one step, of Python or of memory, per segment, chunk, tag or scan,
 can hold millions of those. Each walk here counts them and gives up at a number no real file reaches.
 """
 
+import math
 import re
 import struct
 from collections.abc import Iterator
@@ -85,6 +86,9 @@ _SCAN = b"\xff\xda"
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # not a stuffed zero, a restart or a fill byte
 
 
+_BARE = frozenset((0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)))  # markers after which Pillow skips nothing
+
+
 def check_structure(kind: str, data: bytes) -> None:
     """Refuse a file whose parts are too many to be decoded in good time.
 
@@ -117,8 +121,9 @@ def _check_count(kind: str, parts: Iterator[int]) -> None:
 def _check_jpeg(data: bytes) -> None:
     segments, junk, position = 0, 0, 2
     while (marker := _MARKER.search(data, position)) and marker.group() != _SCAN:
-        segments, junk = segments + 1, junk + marker.start() - position
-        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+        segments, junk, position = segments + 1, junk + marker.start() - position, marker.end()
+        if data[position - 1] not in _BARE:
+            position += int.from_bytes(data[position : position + 2], "big")
         if segments > MAX_SEGMENTS:
             raise InvalidImage(f"the JPEG image has more than {MAX_SEGMENTS} segments before its picture")
     if junk + (marker.start() if marker else len(data)) - position > MAX_JUNK:
@@ -133,18 +138,20 @@ def _png_chunks(data: bytes) -> Iterator[int]:
 
 
 def _gif_blocks(data: bytes) -> Iterator[int]:
-    """Positions up to the first picture's; sub-blocks count as blocks."""
+    """Positions up to the first picture's; sub-blocks count as blocks. As Pillow reads, flaws and all."""
     flags = data[10] if len(data) > 10 else 0
     position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     while position < len(data) and data[position] != ord(","):
         yield position
-        if data[position] != ord("!"):  # neither picture nor extension: Pillow skips it
+        if data[position : position + 1] != b"!":  # neither picture nor extension
             position += 1
             continue
-        position += 2
-        while position < len(data) and (size := data[position]):
+        label, position, blocks = data[position + 1 : position + 2], position + 2, 0
+        # Sub-blocks end with an empty one, except that the first ones of some extensions always count.
+        least = (label != b"\xfe") + (label == b"\xff" and data.startswith(b"NETSCAPE2.0", position + 1))
+        while position < len(data) and (data[position] or blocks < least):
             yield position
-            position += 1 + size
+            position, blocks = position + 1 + data[position], blocks + 1
         position += 1
 
 
@@ -163,15 +170,15 @@ def _check_tiff(data: bytes) -> None:
     sizes = [_TYPE_SIZES.get(kind, 0) for _, kind, _, _ in table]
     if sum(size * entry[2] for size, entry in zip(sizes, table, strict=True)) > len(data):
         raise InvalidImage("the TIFF image's tags claim more bytes than the file has")
-    if any(size > 1 and entry[2] > MAX_VALUES for size, entry in zip(sizes, table, strict=True)):
+    # Texts may be long, and bytes of tags that hold whole documents (from XMP's, 700, upwards).
+    if any(n > MAX_VALUES and kind != 2 and (kind not in (1, 7) or tag < 700) for tag, kind, n, _ in table):
         raise InvalidImage(f"a tag of the TIFF image has more than {MAX_VALUES:,} values")
-    tile = [
-        struct.unpack(f"{order}I" if kind == 4 else f"{order}Hxx", value)[0]
-        for tag, kind, _, value in table
-        if tag in (322, 323)  # TileWidth, TileLength
-    ]
-    if len(tile) == 2 and tile[0] * tile[1] > MAX_TILE:
-        raise InvalidImage(f"the TIFF image's tiles are {tile[0]:,} x {tile[1]:,} pixels")
+    tile = [(kind, value) for tag, kind, _, value in table if tag in (322, 323)]  # TileWidth, TileLength
+    if any(kind not in (3, 4) for kind, _ in tile):
+        raise InvalidImage("the TIFF image's tiles have no proper size")
+    sides = [struct.unpack(f"{order}I" if kind == 4 else f"{order}Hxx", value)[0] for kind, value in tile]
+    if len(sides) > 1 and math.prod(sorted(sides)[-2:]) > MAX_TILE:
+        raise InvalidImage("the TIFF image's tiles are larger than any real ones")
 
 
 def _check_avif(data: bytes) -> None:

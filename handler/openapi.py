@@ -36,7 +36,7 @@ ENCODE_IMAGE = _bodies(
 
 ENCODE_IMAGES = _bodies(
     **{
-        "multipart/form-data": _form("images", {"type": "array", "items": _FILE}),
+        "multipart/form-data": _form("images", {"type": "array", "minItems": 1, "items": _FILE}),
         "application/json": {
             "schema": EncodeBatchRequest.model_json_schema(),
             "examples": {"one good, one bad": {"value": {"images": [_IMAGE, "not base64"]}}},

@@ -29,7 +29,7 @@ class EncodeRequest(BaseModel):
     """One image."""
 
     model_config = ConfigDict(extra="forbid")
-    image: str = Field(description=IMAGE_HELP)
+    image: str = Field(description=IMAGE_HELP, json_schema_extra={"minLength": 1})
 
 
 class EncodeBatchRequest(BaseModel):
