@@ -35,11 +35,11 @@ test: $(VENV)/.dev  ## every test that needs no container engine
 e2e: $(VENV)/.dev  ## the real container, with docker and sam (environment: DOCKER, SAM, BASE_IMAGE)
 	$(BIN)/python -m pytest tests/e2e $(ARGS)
 
-fuzz: $(VENV)/.dev  ## damaged files and events, 20,000 of them in three minutes (ARGS="--cases N --seconds S")
-	$(BIN)/python -m tests.fuzz $(ARGS)
+fuzz: $(VENV)/.dev $(MODEL_DIR)/model.json  ## damaged files and events, 20,000 of them in three minutes (ARGS="--cases N --seconds S")
+	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/python -m tests.fuzz $(ARGS)
 
-soak: $(VENV)/.dev  ## 5,000 good and bad requests through the emulator (ARGS="--requests N")
-	$(BIN)/python -m tests.soak $(ARGS)
+soak: $(VENV)/.dev $(MODEL_DIR)/model.json  ## 5,000 good and bad requests through the emulator (ARGS="--requests N")
+	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/python -m tests.soak $(ARGS)
 
 # Lambda refuses an image index, which is what BuildKit's attestations would make of it.
 DOCKER ?= docker
