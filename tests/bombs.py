@@ -180,10 +180,13 @@ def tiff_tiled(side: int, compression: int, offsets: bytes, width: int = 64, hei
 
 def tiff_of_signed_tiles() -> bytes:
     """Big-endian, so that the first two bytes of a tile's side are 0."""
-    side, word = (9, struct.pack(">i", 20_000)), lambda number: (3, struct.pack(">HH", number, 0))
+    side = (9, struct.pack(">i", 20_000))
+    words = {
+        tag: (3, struct.pack(">HH", number, 0)) for tag, number in ((258, 8), (259, 5), (262, 1), (277, 1))
+    }
     sizes = {256: (4, struct.pack(">I", 64)), 257: (4, struct.pack(">I", 48)), 322: side, 323: side}
     places = {324: (4, struct.pack(">I", 300)), 325: (4, struct.pack(">I", 500))}
-    entries = {**sizes, **places, 258: word(8), 259: word(5), 262: word(1), 277: word(1)}
+    entries = {**sizes, **places, **words}
     rows = b"".join(
         struct.pack(">HHI", tag, kind, 1) + value for tag, (kind, value) in sorted(entries.items())
     )

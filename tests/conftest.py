@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -125,6 +126,13 @@ class serve:  # noqa: N801  # a context manager, used like a function
 @pytest.fixture(scope="session")
 def lambda_client(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
     """A Lambda execution environment of ``handler.main.handler``."""
+    with emulator(model_dir, tmp_path_factory.mktemp("emulator") / "log") as (client, _):
+        yield client
+
+
+@contextmanager
+def emulator(model_dir: Path, log: Path) -> Iterator[tuple[httpx.Client, int]]:
+    """Run the real runtime client under the real emulator; a client of it, and the emulator's pid."""
     require("emulator", EMULATOR, "no aws-lambda-rie beside python and none named by RIE")
     port, api = free_port(), free_port()
     command = [
@@ -140,14 +148,13 @@ def lambda_client(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         "LAMBDA_TASK_ROOT": str(ROOT),
         "CLIP_MODEL_DIR": str(model_dir),
     }
-    log = tmp_path_factory.mktemp("emulator") / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, env=os.environ | settings, stdout=output, stderr=output, start_new_session=True
         )
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
             wait_for(port, process)
-            yield client
+            yield client, process.pid
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=10)
 
