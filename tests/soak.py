@@ -125,9 +125,11 @@ class Soak:
         return "\n".join(
             [
                 *self.wrong[:10],
-                f"{len(self.memory):,} requests, {self.refused:,} of them bad; {len(self.wrong)} wrong answers",
+                f"{len(self.memory):,} requests, {self.refused:,} of them bad",
+                f"{len(self.wrong)} wrong answers",
                 f"memory {max(self.memory):.0f} MB at most; last tenth over second: {self.memory_growth:.3f}",
-                f"one image {median:.0f} ms (99 %: {slow:.0f}); last tenth over second: {self.latency_growth:.2f}",
+                f"one image {median:.0f} ms (99 %: {slow:.0f}); "
+                f"last tenth over second: {self.latency_growth:.2f}",
             ]
         )
 
