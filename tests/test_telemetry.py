@@ -109,6 +109,12 @@ def test_only_the_first_request_is_cold(monkeypatch: pytest.MonkeyPatch, lines: 
     assert [line["cold"] for line in lines()] == [True, False]
 
 
+def test_a_jump_of_the_clock_changes_no_latency(monkeypatch: pytest.MonkeyPatch, lines: Any) -> None:
+    with telemetry.request("direct", "1"):
+        monkeypatch.setattr("time.time", lambda: 0.0)
+    assert 0 <= lines()[0]["latency_ms"] < 1000
+
+
 def test_a_fault_is_a_500_in_the_log(lines: Any) -> None:
     with pytest.raises(ZeroDivisionError), telemetry.request("direct", "1"):
         raise ZeroDivisionError
