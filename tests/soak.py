@@ -121,15 +121,14 @@ class Soak:
 
     def __str__(self) -> str:
         times = sorted(seconds * 1000 for seconds in self.latency)
+        total, wrong = len(self.memory), len(self.wrong)
         median, slow = times[len(times) // 2], times[-len(times) // 100]
         return "\n".join(
             [
                 *self.wrong[:10],
-                f"{len(self.memory):,} requests, {self.refused:,} of them bad",
-                f"{len(self.wrong)} wrong answers",
+                f"{total:,} requests, {self.refused:,} of them bad; {wrong} wrong answers",
                 f"memory {max(self.memory):.0f} MB at most; last tenth over second: {self.memory_growth:.3f}",
-                f"one image {median:.0f} ms (99 %: {slow:.0f}); "
-                f"last tenth over second: {self.latency_growth:.2f}",
+                f"one image {median:.0f} ms (99 %: {slow:.0f}); last over second: {self.latency_growth:.2f}",
             ]
         )
 
