@@ -322,6 +322,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
 """Must be refused, at next to no cost."""
 
 SERVED: dict[str, Callable[[], bytes]] = {
+    "PNG, RGB": lambda: encoded(Image.new("RGB", (WIDE, HIGH)), "PNG"),
     "PNG": lambda: encoded(Image.new("RGBA", (WIDE, HIGH)), "PNG"),
     "JPEG": lambda: encoded(Image.new("CMYK", (WIDE, HIGH)), "JPEG"),
     "JPEG, 16 scans": lambda: jpeg_of_scans(6),

@@ -128,8 +128,8 @@ def test_clients_that_leave_harm_nobody(model_dir: Path, tmp_path: Path, encoder
     data = picture(2)
     vector = encoder.encode(data)
     with server(model_dir, tmp_path, CLIP_MAX_PENDING="4") as service:
-        for length in (len(data) // 2, len(data)):  # in the middle of the request, and before the answer
-            for _ in range(12):  # three times as many as may be pending
+        for length in (0, 100, len(data) // 2, len(data)):  # the last of them before the answer
+            for _ in range(8):  # twice as many as may be pending
                 _begin(service, len(data), data[:length]).close()
                 time.sleep(0.02)
             deadline = time.monotonic() + 20
