@@ -214,7 +214,7 @@ from events.generate import http_api
 from tests.fuzz.worker import limit_memory
 
 events = [http_api("/encode_image", "image/png", Path(path).read_bytes()) for path in %r]
-limit_memory(100 * 2**20)
+limit_memory(200 * 2**20)
 for event in events:
     answer = main.handler(event, None)
     print("answer", json.dumps([answer["statusCode"], json.loads(answer["body"])]))
@@ -224,11 +224,12 @@ for event in events:
 def test_a_huge_image_without_the_memory_for_it_costs_the_next_nothing(
     model_dir: Path, tmp_path: Path, encoder: Encoder
 ) -> None:
-    """48 megapixels with 100 MB to go."""
-    for name, data in (("large", bombs.SERVED["PNG, RGB"]()), ("small", picture(1))):
+    """800 MB of pixels with 200 MB to go, and what loading has left over."""
+    large = bombs.encoded(Image.new("RGB", (16_384, 12_288)), "PNG", compress_level=1)
+    for name, data in (("large", large), ("small", picture(1))):
         (tmp_path / name).write_bytes(data)
     paths = [str(tmp_path / name) for name in ("small", "large", "large", "small")]
-    run = _start(SHORT_OF_MEMORY % paths, CLIP_MODEL_DIR=str(model_dir))
+    run = _start(SHORT_OF_MEMORY % paths, CLIP_MODEL_DIR=str(model_dir), CLIP_MAX_PIXELS=str(2**30))
     assert run.returncode == 0, run.stderr
     answers = [json.loads(line[7:]) for line in run.stdout.splitlines() if line.startswith("answer ")]
     assert [status for status, _ in answers] == [200, 413, 413, 200]
