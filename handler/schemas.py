@@ -3,7 +3,7 @@
 import binascii
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from python_multipart.exceptions import FormParserError
@@ -146,8 +146,6 @@ def check_count(count: int, limit: int) -> None:
 def multipart_parts(content_type: str, body: bytes, field: str, most: int = 16) -> list[bytes]:
     """The bytes of every part named `field`, in order; of all names, at most `most` parts.
 
-    The body is in memory already, so parts are sliced from it: no temporary files.
-
     Raises:
         InvalidMultipart: no boundary, or malformed.
         MissingField: no such part.
@@ -156,6 +154,16 @@ def multipart_parts(content_type: str, body: bytes, field: str, most: int = 16) 
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
         raise InvalidMultipart("the Content-Type has no boundary: let your HTTP client set it")
+    parts = _parse_multipart(boundary, body, most)
+    found = [bytes(data) for name, data in parts if name == field]
+    if not found:
+        names = ", ".join(sorted({repr(name[:64]) for name, _ in parts if name})[:10]) or "none"
+        raise MissingField(f"no part named {field!r} in the form; parts sent: {names}")
+    return found
+
+
+def _parse_multipart(boundary: bytes, body: bytes, most: int) -> list[tuple[str, bytearray]]:
+    """(name, data) of every part. The body is in memory already: no temporary files."""
     parts: list[tuple[str, bytearray]] = []
     header, value = bytearray(), bytearray()
     ended = False
@@ -190,18 +198,10 @@ def multipart_parts(content_type: str, body: bytes, field: str, most: int = 16) 
         )
         parser.write(body)
     except FormParserError:
-        _raise_malformed()
+        ended = False
     if not ended:
-        _raise_malformed()
-    found = [bytes(data) for name, data in parts if name == field]
-    if not found:
-        names = ", ".join(sorted({repr(name[:64]) for name, _ in parts if name})[:10]) or "none"
-        raise MissingField(f"no part named {field!r} in the form; parts sent: {names}")
-    return found
-
-
-def _raise_malformed() -> NoReturn:
-    raise InvalidMultipart("the body is not well-formed multipart/form-data, or ends too early")
+        raise InvalidMultipart("the body is not well-formed multipart/form-data, or ends too early")
+    return parts
 
 
 def to_json(embedding: Embedding) -> str:
