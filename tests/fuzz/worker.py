@@ -90,7 +90,8 @@ class Worker:
         status = answer["statusCode"]
         if status != 200 and status not in (404, 405) and status < 400:
             return 200, ""  # a redirect, or another page: /docs
-        if "json" not in answer["headers"].get("content-type", ""):
+        headers = answer.get("headers") or answer["multiValueHeaders"]  # as an ALB may want them
+        if "json" not in str(headers.get("content-type", "")):
             return status, "http_error" if status != 200 else ""
         body = json.loads(answer["body"])
         if status != 200:
