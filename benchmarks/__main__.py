@@ -38,7 +38,7 @@ class Plan:
     per_round: int
 
 
-FULL = Plan(cold=7, cold_cache=3, rounds=4, per_round=6)
+FULL = Plan(cold=9, cold_cache=3, rounds=5, per_round=6)
 QUICK = Plan(cold=1, cold_cache=1, rounds=1, per_round=2)
 
 
