@@ -43,7 +43,10 @@ class Encoder:
         """
         (result,) = self.encode_batch([data])
         if isinstance(result, ClipError):
-            raise result
+            try:
+                raise result
+            finally:
+                del result  # else its traceback holds this frame, which holds it
         return result
 
     def encode_batch(self, images: Sequence[bytes | ClipError]) -> list[Embedding | ClipError]:
@@ -64,7 +67,9 @@ class Encoder:
                     pixels.append(self._pixels(data))
                     results.append(len(pixels) - 1)
                 except ClipError as error:
-                    results.append(error)
+                    # Bare: its traceback's frames hold the image, and this one, which holds the error.
+                    error.__cause__ = error.__context__ = None
+                    results.append(error.with_traceback(None))
         telemetry.note(images=len(images), failed=len(images) - len(pixels))
         if not pixels:
             return [r for r in results if not isinstance(r, int)]
