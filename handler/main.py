@@ -58,13 +58,13 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
     """
     kind = _kind(event)
     invocation = getattr(context, "aws_request_id", None) or str(uuid.uuid4())
-    gateway = event["requestContext"].get("requestId") if kind in _HTTP else None
+    gateway = event["requestContext"].get("requestId") if kind in _HTTP_KINDS else None
     with telemetry.request(kind, str(gateway or invocation)):
         if gateway:
             telemetry.note(lambda_request_id=invocation)
         if not isinstance(event, dict):
             raise InvalidEvent(f"expected {direct.EXPECTED}; got a {type(event).__name__}")
-        if kind not in _HTTP:
+        if kind not in _HTTP_KINDS:
             return direct.handle(event, encoder)
         try:
             return _http(event, context)
@@ -72,7 +72,7 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
             raise InvalidEvent(f"an HTTP event, but malformed ({type(error).__name__})") from error
 
 
-_HTTP = ("rest_api", "http_api", "function_url", "alb")
+_HTTP_KINDS = ("rest_api", "http_api", "function_url", "alb")
 
 
 def _kind(event: Any) -> str:

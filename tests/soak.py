@@ -23,9 +23,9 @@ from PIL import Image
 
 from events import generate
 from tests import bombs
+from tests.answers import INVOKE
 from tests.conftest import emulator
 
-INVOKE = "/2015-03-31/functions/function/invocations"
 MEMORY_GROWTH = 1.05
 """The last tenth's memory over the second tenth's, at most. The first tenth fills caches."""
 LATENCY_GROWTH = 1.5

@@ -4,7 +4,6 @@ import contextlib
 import functools
 import http.server
 import io
-import json
 import os
 import re
 import shutil
@@ -19,25 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
 
 from events.generate import HERE, PHOTO
 from handler.config import Config
 from handler.encoder import Embedding, Encoder, load_encoder
+from tests.answers import INVOKE
 from tests.conftest import ROOT, free_port, require
 
 DOCKER = os.environ.get("DOCKER", "docker")
 SAM = os.environ.get("SAM", "sam")
 BASE_IMAGE = os.environ.get("BASE_IMAGE", "public.ecr.aws/lambda/python:3.13")
 IMAGE = "clip-image-encoder:e2e"
-INVOKE = "/2015-03-31/functions/function/invocations"
-EVENTS = sorted(path.name for path in HERE.glob("*.json"))
-ERRORS = {
-    "bad_not_an_image.json": ("NotAnImage", "not_an_image: "),
-    "bad_base64.json": ("InvalidBase64", "invalid_base64: "),
-    "bad_unknown_keys.json": ("InvalidEvent", "invalid_event: "),
-}
 SAM_ENVIRONMENT = os.environ | {
     "SAM_CLI_TELEMETRY": "0",
     # Nothing here reaches an account.
@@ -241,30 +233,6 @@ def _wait_for_answer(client: httpx.Client) -> None:
             return
         time.sleep(0.05)
     pytest.fail("the emulator does not answer")
-
-
-def check_answer(name: str, answer: Any, vector: Embedding) -> None:
-    """The right answer to the event file `name`: the photograph's vector, health, or its error."""
-    if name in ERRORS:
-        kind, text = ERRORS[name]
-        assert answer["errorType"] == kind
-        assert answer["errorMessage"].startswith(text)
-        return
-    if "statusCode" in answer:
-        assert answer["statusCode"] == 200
-        answer = json.loads(answer["body"])
-    if "health" in name or "warmup" in name:
-        assert answer["status"] == "synthetic"
-        assert answer["engine"] == "onnx"
-        return
-    if isinstance(answer, dict):
-        answer = answer["embeddings"][2] if "embeddings" in answer else answer["embedding"]
-    assert_same(answer, vector)
-
-
-def assert_same(answer: Any, vector: Embedding) -> None:
-    """Equal but for the rounding of another thread count or batch size."""
-    np.testing.assert_allclose(np.array(answer, np.float32), vector, rtol=0, atol=1e-6)
 
 
 def sam(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

@@ -7,18 +7,9 @@ import pytest
 
 from events.generate import HERE
 from handler.encoder import Embedding
+from tests.answers import ERRORS, EVENTS, assert_same, check_answer
 from tests.conftest import ROOT
-from tests.e2e.conftest import (
-    ERRORS,
-    EVENTS,
-    Function,
-    assert_same,
-    build,
-    check_answer,
-    docker,
-    limits,
-    started,
-)
+from tests.e2e.conftest import Function, build, docker, limits, started
 
 
 @pytest.mark.parametrize("name", EVENTS)

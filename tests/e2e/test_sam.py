@@ -22,8 +22,9 @@ from PIL import Image
 
 from events.generate import HERE, PHOTO
 from handler.encoder import Embedding, Encoder
+from tests.answers import ERRORS, EVENTS, assert_same, check_answer
 from tests.conftest import ROOT, free_port
-from tests.e2e.conftest import ERRORS, EVENTS, SAM, SAM_ENVIRONMENT, assert_same, check_answer, sam
+from tests.e2e.conftest import SAM, SAM_ENVIRONMENT, sam
 
 LOCAL = ("--skip-pull-image", "--template")
 
