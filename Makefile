@@ -63,7 +63,7 @@ format: $(VENV)/.dev  ## make lint pass
 check: lint  ## lint and types
 	$(BIN)/mypy
 
-LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes pyproject.toml
+LOCK := $(BIN)/uv pip compile --quiet --universal --no-strip-extras --python-version 3.11 --generate-hashes pyproject.toml
 lock: $(VENV)/.dev  ## pin the newest versions of everything, with hashes
 	$(LOCK) --upgrade -o requirements.txt
 	$(LOCK) --upgrade --extra server --extra torch --extra export -c requirements.txt -o requirements-export.txt
