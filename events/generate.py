@@ -6,10 +6,12 @@ local invoke -e`` and the README use the same files. ``photo.jpg`` is scikit-ima
 """
 
 import base64
+import hashlib
 import io
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote_plus
 
 from PIL import Image
 
@@ -23,6 +25,9 @@ JSON = "application/json"
 AGENT, CALLER = "curl/8.5.0", "203.0.113.7"
 REQUEST_ID, TRACE = "c6af9ac6-7b61-11e6-9a41-93e8deadbeef", "Root=1-65f0c1f2-3d683b8b04734faae651f476"
 TIME, EPOCH = "12/Mar/2024:21:00:00 +0000", 1710277200000
+OWNER, SEQUENCER = "A3NL1KOZZKExample", "0065F0C1F2A1B2C3D4"
+ETAG = hashlib.md5(PHOTO).hexdigest()  # noqa: S324  # what S3's is, of an object put in one piece
+BUCKET, KEY, VERSION = "photos", "2024/red shoe.jpg", "L4kqtJlcpXroDTDmpUMLUbHrqQ1B_HrQ"
 
 
 def events() -> dict[str, Event]:
@@ -42,6 +47,15 @@ def events() -> dict[str, Event]:
         "direct_images.json": {"images": batch()},
         "direct_health.json": {"action": "health"},
         "scheduled_warmup.json": scheduled(),
+        "direct_s3.json": {"image": f"s3://{BUCKET}/{KEY}"},
+        "direct_s3_images.json": {"images": [f"s3://{BUCKET}/{KEY}", in_s3(), photo]},
+        "s3_batch_1.json": s3_batch("1.0"),
+        "s3_batch_2.json": s3_batch("2.0", version=VERSION),
+        "s3_notification.json": s3_notification(),
+        "s3_eventbridge.json": s3_eventbridge(),
+        "sqs_s3.json": sqs(s3_notification(), sns(s3_notification()), s3_eventbridge(), in_s3()),
+        "sqs_s3_malformed.json": sqs(in_s3(), s3_test_event(), "not JSON"),
+        "map_batch.json": {"Items": [in_s3(), {"image": f"s3://{BUCKET}/{KEY}"}]},
         "bad_not_an_image.json": {"image": base64.b64encode(b"This is a text, not an image.").decode()},
         "bad_base64.json": {"image": "this is not base64!"},
         "bad_unknown_keys.json": {"picture": "c2VjcmV0", "size": 512},
@@ -240,6 +254,128 @@ def scheduled() -> Event:
         "resources": ["arn:aws:events:us-east-1:123456789012:rule/clip-warm-up"],
         "detail": {},
     }
+
+
+def in_s3(key: str = KEY) -> Event:
+    """An image where it lies in S3, here and below the photograph: our own form."""
+    return {"s3": {"bucket": BUCKET, "key": key}}
+
+
+def s3_batch(schema: str, *keys: str, version: str | None = None) -> Event:
+    """S3 Batch Operations: 1.0 names the bucket's ARN, 2.0 its name."""
+    first = schema == "1.0"
+    where = {"s3BucketArn": f"arn:aws:s3:::{BUCKET}"} if first else {"s3Bucket": BUCKET}
+    job = {"id": "f3cc4f60-61f6-4a2b-8a21-d07600c373ce"}
+    return {
+        "invocationSchemaVersion": schema,
+        "invocationId": "YXNkbGZqYWRmaiBhc2RmdW9hZHNmZGpmaGFzbGtkaGZza2RmaAo",
+        "job": job if first else {**job, "userArguments": {"purpose": "vectors"}},
+        "tasks": [
+            {"taskId": f"dGFza2lkZ29lc2hlcmUK{n}", "s3Key": encoded(key), "s3VersionId": version, **where}
+            for n, key in enumerate(keys or [KEY])
+        ],
+    }
+
+
+def encoded(key: str) -> str:
+    """As S3 writes keys into notifications, manifests and inventories."""
+    return quote_plus(key, safe="/")
+
+
+def s3_notification(*keys: str, what: str = "ObjectCreated:Put") -> Event:
+    """S3's own notification, to a function, a queue or a topic."""
+    return {"Records": [_s3_record(key, what) for key in keys or [KEY]]}
+
+
+def _s3_record(key: str, what: str) -> Event:
+    stored = {"key": encoded(key), "size": len(PHOTO), "eTag": ETAG, "sequencer": SEQUENCER}
+    bucket = {"name": BUCKET, "ownerIdentity": {"principalId": OWNER}, "arn": f"arn:aws:s3:::{BUCKET}"}
+    return {
+        "eventVersion": "2.1",
+        "eventSource": "aws:s3",
+        "awsRegion": "us-east-1",
+        "eventTime": "2024-03-12T21:00:00.000Z",
+        "eventName": what,
+        "userIdentity": {"principalId": OWNER},
+        "requestParameters": {"sourceIPAddress": CALLER},
+        "responseElements": {"x-amz-request-id": "C3D13FE58DE4C810", "x-amz-id-2": "FMyUVURIY8/IgAtTv8xRjsk"},
+        "s3": {"s3SchemaVersion": "1.0", "configurationId": "clip", "bucket": bucket, "object": stored},
+    }
+
+
+def s3_eventbridge(key: str = KEY, what: str = "Object Created") -> Event:
+    """The same by way of EventBridge, whose keys are as they are."""
+    return {
+        "version": "0",
+        "id": "17793124-05d4-b198-2fde-7ededc63b103",
+        "detail-type": what,
+        "source": "aws.s3",
+        "account": "123456789012",
+        "time": "2024-03-12T21:00:00Z",
+        "region": "us-east-1",
+        "resources": [f"arn:aws:s3:::{BUCKET}"],
+        "detail": {
+            "version": "0",
+            "bucket": {"name": BUCKET},
+            "object": {"key": key, "size": len(PHOTO), "etag": ETAG, "sequencer": SEQUENCER},
+            "request-id": "N4N7GDK58NMKJ12R",
+            "requester": "123456789012",
+            "source-ip-address": CALLER,
+            "reason": "PutObject",
+        },
+    }
+
+
+def sns(message: Event) -> Event:
+    """What an SNS topic puts into a queue without raw delivery."""
+    return {
+        "Type": "Notification",
+        "MessageId": "63a3f6b6-d533-4a47-aef9-fcf5cf758c76",
+        "TopicArn": "arn:aws:sns:us-east-1:123456789012:uploads",
+        "Subject": "Amazon S3 Notification",
+        "Message": json.dumps(message),
+        "Timestamp": "2024-03-12T21:00:00.000Z",
+        "SignatureVersion": "1",
+        "Signature": "EXAMPLEpH+DcEwjAPg8O9mY8dReBSwksfg2S7WKQcikcNK",
+        "SigningCertURL": "https://sns.us-east-1.amazonaws.com/SimpleNotificationService-EXAMPLE.pem",
+        "UnsubscribeURL": "https://sns.us-east-1.amazonaws.com/?Action=Unsubscribe",
+    }
+
+
+def s3_test_event() -> Event:
+    """What S3 sends once, when notifications are set up."""
+    return {
+        "Service": "Amazon S3",
+        "Event": "s3:TestEvent",
+        "Time": "2024-03-12T21:00:00.000Z",
+        "Bucket": BUCKET,
+        "RequestId": "5582815E1AEA5ADF",
+        "HostId": "8cLeGAmw098X5cv4Zkwcmo8vvZa3eH3eKxsPzbB9wrR+YstdA6Knx4Ip8EXAMPLE",
+    }
+
+
+def sqs(*bodies: Event | str) -> Event:
+    """A batch of an SQS queue; a message's id ends in its number."""
+    records = [
+        {
+            "messageId": f"059f36b4-87a3-44ab-83d2-66197505{number:04}",
+            "receiptHandle": "AQEBwJnKyrHigUMZj6rYigCgxlaS3SLy0a",
+            "body": body if isinstance(body, str) else json.dumps(body),
+            "attributes": {
+                "ApproximateReceiveCount": "1",
+                "SentTimestamp": str(EPOCH),
+                "SenderId": "AIDAIENQZJOLO23YVJ4VO",
+                "ApproximateFirstReceiveTimestamp": str(EPOCH),
+            },
+            "messageAttributes": {},
+            "md5OfBody": "e4e68fb7bd0e697a0ae8f1bb342846b3",
+            "eventSource": "aws:sqs",
+            "eventSourceARN": "arn:aws:sqs:us-east-1:123456789012:clip",
+            "awsRegion": "us-east-1",
+        }
+        for number, body in enumerate(bodies, start=1)
+    ]
+    return {"Records": records}
 
 
 def text(event: Event) -> str:

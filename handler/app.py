@@ -22,6 +22,7 @@ from handler import __version__, openapi, schemas, telemetry
 from handler.config import Config, available_cpus
 from handler.encoder import Encoder
 from handler.errors import BodyTooLarge, ClipError, InternalError, Overloaded, UnsupportedMediaType
+from handler.s3 import Source
 
 OCTETS = "application/octet-stream"
 log = logging.getLogger("clip")
@@ -46,7 +47,7 @@ def _add_routes(app: FastAPI, encoder: Encoder) -> None:
 
     @app.post("/encode_image", openapi_extra=openapi.ENCODE_IMAGE, responses=openapi.EMBEDDING)
     async def encode_image(request: Request) -> Response:
-        """Encode one image: as multipart field `image`, as base64 in JSON, or as the raw body."""
+        """Encode one image: as multipart field `image`, as base64 in JSON, in S3, or as the raw body."""
 
         def encode(content_type: str, body: bytes) -> Response:
             embedding = encoder.encode(_read_image(content_type, body))
@@ -106,13 +107,13 @@ class _Turns:
             self.held -= len(body)
 
 
-def _read_image(content_type: str, body: bytes) -> bytes:
+def _read_image(content_type: str, body: bytes) -> bytes | Source:
     """The one image of a request, in whichever of the three forms it came."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         return schemas.multipart_parts(content_type, body, "image")[0]
     if kind == "application/json":
-        return schemas.decode_base64(schemas.validate(schemas.EncodeRequest, body).image)
+        return schemas.validate(schemas.EncodeRequest, body).read()
     if kind.startswith("image/") or kind == OCTETS:
         return body
     raise UnsupportedMediaType(
@@ -121,7 +122,7 @@ def _read_image(content_type: str, body: bytes) -> bytes:
     )
 
 
-def _read_images(content_type: str, body: bytes, limit: int) -> list[bytes | ClipError]:
+def _read_images(content_type: str, body: bytes, limit: int) -> list[bytes | ClipError | Source]:
     """The images of a batch request, in order."""
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
@@ -129,8 +130,7 @@ def _read_images(content_type: str, body: bytes, limit: int) -> list[bytes | Cli
         schemas.check_count(len(parts), limit)
         return list(parts)
     if kind == "application/json":
-        request = schemas.validate(schemas.EncodeBatchRequest, body, most=4 * limit)
-        return schemas.decode_base64_batch(request.images, limit)
+        return schemas.read_images(schemas.validate(schemas.EncodeBatchRequest, body).images, limit)
     raise UnsupportedMediaType(
         f"the Content-Type {kind[:64]!r} is not read here: send multipart/form-data with fields "
         '"images", or application/json with {"images": ["<base64>", ...]}'

@@ -1,6 +1,7 @@
 """Settings: ``CLIP_*`` environment variables, read and validated once at start-up."""
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Self
 ENGINES = ("auto", "onnx", "torch")
 PRECISIONS = ("fp32", "int8")
 PROFILES = ("openai", "corrected")
+OUTPUTS = r"caller|s3://[a-z0-9.-]+(/.*)?|s3vectors://[a-z0-9.-]+/[a-z0-9.-]+"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 
@@ -44,6 +46,10 @@ class Config:
     """Most images in one batch."""
     max_pending: int = 64
     """Most requests in progress or waiting; one more is answered 503 at once."""
+    s3_buckets: tuple[str, ...] = ()
+    """The buckets that images may be read from, with commas between; none by default."""
+    output: str = "caller"
+    """Where vectors of batch engines go: ``s3://bucket/prefix`` or ``s3vectors://bucket/index``."""
     log_level: str = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
 
@@ -69,6 +75,9 @@ class Config:
             raise ConfigError("CLIP_PRECISION=int8 is of the onnx engine: set CLIP_ENGINE to onnx or auto")
         _one_of("CLIP_PREPROCESS", self.preprocess, PROFILES)
         _one_of("CLIP_LOG_LEVEL", self.log_level, LOG_LEVELS)
+        if not re.fullmatch(OUTPUTS, self.output):
+            forms = "caller, s3://bucket/prefix or s3vectors://bucket/index"
+            raise ConfigError(f"CLIP_OUTPUT must be {forms}, not {self.output!r}")
         for field in fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name in ("threads", "jpeg_draft") else 1
@@ -77,6 +86,8 @@ class Config:
 
 
 def _parse(name: str, raw: str, default: object) -> object:
+    if isinstance(default, tuple):
+        return tuple(filter(None, (item.strip() for item in raw.split(","))))
     if not isinstance(default, int):
         return type(default)(raw)  # type: ignore[call-arg]  # str or Path
     try:

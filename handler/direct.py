@@ -1,35 +1,54 @@
-"""Direct invokes: the same requests and answers as HTTP, as plain event JSON."""
+"""Events without HTTP: direct invokes, whose answer is the result itself, and those of batch engines."""
 
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from handler import schemas
+from handler import batch, schemas, telemetry
 from handler.encoder import Encoder
-from handler.errors import ClipError, InvalidEvent
+from handler.errors import InvalidEvent
 
-EXPECTED = '{"image": ...}, {"images": [...]}, {"action": "health"}, a scheduled event or an HTTP event'
+EXPECTED = (
+    '{"image": ...}, {"s3": {...}}, {"images": [...]}, {"action": "health"}, a scheduled event, '
+    "an event of S3, SQS, S3 Batch Operations or a Distributed Map, or an HTTP event"
+)
 
 
-def handle(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
-    """Answer a direct event, named by its keys.
+def invoke(event: Any, context: Any, encoder: Encoder) -> dict[str, Any]:
+    """Answer one event, named by its keys.
 
     Raises:
         InvalidEvent: none of the events known here; names the keys that came, never their values.
-        ClipError: the event's image or batch cannot be encoded, and why.
+        ClipError: an image or batch that cannot be encoded; Lambda reports its class and text.
     """
-    if "image" in event:
-        return _encode(event, encoder)
-    if "images" in event:
-        return _encode_batch(event, encoder)
-    # EventBridge calls on a schedule to keep an environment warm: being called is all it takes.
-    if event.get("action") == "health" or event.get("detail-type") == "Scheduled Event":
-        return encoder.health()
-    raise InvalidEvent(f"expected {EXPECTED}; got the keys {_names(event)}")
+    with telemetry.request(_kind(event), invocation_id(context)):
+        if not isinstance(event, dict):
+            raise InvalidEvent(f"expected {EXPECTED}; got a {type(event).__name__}")
+        if batch.kind(event):
+            return batch.handle(event, encoder)
+        if "image" in event or "s3" in event:
+            return _encode(event, encoder)
+        if "images" in event:
+            return _encode_batch(event, encoder)
+        # EventBridge calls on a schedule to keep an environment warm: being called is all it takes.
+        if event.get("action") == "health" or event.get("detail-type") == "Scheduled Event":
+            return encoder.health()
+        raise InvalidEvent(f"expected {EXPECTED}; got the keys {_names(event)}")
+
+
+def invocation_id(context: Any) -> str:
+    """Lambda's id of this invocation, or a new one."""
+    return getattr(context, "aws_request_id", None) or str(uuid.uuid4())
+
+
+def _kind(event: Any) -> str:
+    if not isinstance(event, dict):
+        return "direct"
+    return batch.kind(event) or ("scheduled" if "detail-type" in event else "direct")
 
 
 def _encode(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
-    request = schemas.validate(schemas.EncodeRequest, event)
-    embedding = encoder.encode(schemas.decode_base64(request.image))
+    embedding = encoder.encode(schemas.validate(schemas.EncodeRequest, event).read())
     return {
         "embedding": schemas.to_floats(embedding),
         "embedding_size": encoder.model.embedding_size,
@@ -41,12 +60,8 @@ def _encode_batch(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
     if isinstance(event["images"], list):  # counted before each is looked at
         schemas.check_count(len(event["images"]), encoder.config.max_images)
     request = schemas.validate(schemas.EncodeBatchRequest, event)
-    images = schemas.decode_base64_batch(request.images, encoder.config.max_images)
-    results = encoder.encode_batch(images)
-    return {
-        "embeddings": [None if isinstance(r, ClipError) else schemas.to_floats(r) for r in results],
-        "errors": schemas.batch_errors(results),
-    }
+    results = encoder.encode_batch(schemas.read_images(request.images, encoder.config.max_images))
+    return {"embeddings": schemas.batch_floats(results), "errors": schemas.batch_errors(results)}
 
 
 def _names(event: Mapping[str, Any]) -> str:

@@ -10,6 +10,9 @@
     │   ├── InvalidBase64        invalid_base64          400
     │   ├── MissingField         missing_field           400
     │   ├── InvalidField         invalid_field           400
+    │   ├── SourceNotAllowed     source_not_allowed      403
+    │   ├── SourceDenied         source_denied           403
+    │   ├── SourceNotFound       source_not_found        404
     │   ├── BodyTooLarge         body_too_large          413
     │   ├── ImageTooLarge        image_too_large         413
     │   ├── TooManyPixels        too_many_pixels         413
@@ -23,7 +26,9 @@
     └── ServiceError                                           our fault: the same request may work later
         ├── InternalError        internal_error          500  yes
         ├── ModelUnhealthy       model_unhealthy         503  yes
-        └── Overloaded           overloaded              503  yes
+        ├── Overloaded           overloaded              503  yes
+        ├── SourceUnavailable    source_unavailable      503  yes
+        └── OutputUnavailable    output_unavailable      503  yes
 
 ``detail`` is written for the caller: what was wrong and what to send instead. It never holds
 payloads, paths or the names of internals. ``code`` is the class's name in snake case.
@@ -94,6 +99,18 @@ class InvalidField(RequestError, status=400):
     """A field is unknown or of the wrong type."""
 
 
+class SourceNotAllowed(RequestError, status=403):
+    """An S3 object outside ``CLIP_S3_BUCKETS``."""
+
+
+class SourceDenied(RequestError, status=403):
+    """S3 denies the object to this service, or keeps it archived."""
+
+
+class SourceNotFound(RequestError, status=404):
+    """S3 has no such object, or no such version of it."""
+
+
 class BodyTooLarge(RequestError, status=413):
     """The request body is over ``CLIP_MAX_BODY_BYTES``."""
 
@@ -144,3 +161,11 @@ class ModelUnhealthy(ServiceError, status=503):
 
 class Overloaded(ServiceError, status=503):
     """``CLIP_MAX_PENDING`` requests are in progress or waiting already."""
+
+
+class SourceUnavailable(ServiceError, status=503):
+    """S3 throttled the download, failed, or took too long."""
+
+
+class OutputUnavailable(ServiceError, status=503):
+    """Vectors could not be written to ``CLIP_OUTPUT``."""

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from pydantic import BaseModel
+
 from handler.schemas import EncodeBatchRequest, EncodeRequest, ErrorBody
 
 _IMAGE = (  # a real 8 x 8 PNG, so that the examples work when pasted
@@ -15,6 +17,18 @@ def _bodies(**content: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    """A schema without references, which here would point outside the document."""
+    schema = model.model_json_schema()
+    if "s3" in schema["properties"]:
+        schema["properties"]["s3"] = schema.pop("$defs")["S3Object"]
+        del (
+            schema["properties"]["image"]["default"],
+            schema["properties"]["s3"]["properties"]["version_id"]["default"],
+        )
+    return schema
+
+
 def _form(field: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"schema": {"type": "object", "required": [field], "properties": {field: schema}}}
 
@@ -23,7 +37,7 @@ ENCODE_IMAGE = _bodies(
     **{
         "multipart/form-data": _form("image", _FILE),
         "application/json": {
-            "schema": EncodeRequest.model_json_schema(),
+            "schema": _schema(EncodeRequest),
             "examples": {
                 "base64": {"value": {"image": _IMAGE}},
                 "data: URI": {"value": {"image": f"data:image/png;base64,{_IMAGE}"}},
@@ -38,7 +52,7 @@ ENCODE_IMAGES = _bodies(
     **{
         "multipart/form-data": _form("images", {"type": "array", "minItems": 1, "items": _FILE}),
         "application/json": {
-            "schema": EncodeBatchRequest.model_json_schema(),
+            "schema": _schema(EncodeBatchRequest),
             "examples": {"one good, one bad": {"value": {"images": [_IMAGE, "not base64"]}}},
         },
     }
@@ -65,9 +79,11 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorBody, "description": text}
     for status, text in {
         400: "The request cannot be read",
+        403: "An image in S3 that this service may not read",
+        404: "An image that S3 does not have",
         413: "Too many bytes, pixels or images",
         415: "A Content-Type that is not read here",
         422: "Not an image that can be encoded",
-        503: "The model failed its self-check",
+        503: "Not now: too busy, S3 does not deliver, or the model failed its self-check",
     }.items()
 }

@@ -19,24 +19,54 @@ from handler.errors import (
     MissingField,
     TooManyImages,
 )
+from handler.s3 import Source, parse_uri
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
-IMAGE_HELP = "base64 of an image file, or a data: URI"
+IMAGE_HELP = "base64 of an image file, a data: URI, or s3://bucket/key"
+MOST_VALUES = 2048
+"""In one JSON body, about: before parsing, a value of a few bytes becomes an object of a hundred."""
+
+
+class S3Object(BaseModel):
+    """An image in S3, in one of the buckets of ``CLIP_S3_BUCKETS``."""
+
+    model_config = ConfigDict(extra="forbid")
+    bucket: str = Field(min_length=1)
+    key: str = Field(min_length=1, description="as it is, not percent-encoded")
+    version_id: str | None = None
 
 
 class EncodeRequest(BaseModel):
-    """One image."""
+    """One image, sent or in S3."""
 
-    model_config = ConfigDict(extra="forbid")
-    image: str = Field(description=IMAGE_HELP, json_schema_extra={"minLength": 1})
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"oneOf": [{"required": ["image"]}, {"required": ["s3"]}]}
+    )
+    image: str = Field("", description=IMAGE_HELP, json_schema_extra={"minLength": 1})
+    s3: S3Object | None = None
+
+    def read(self) -> bytes | Source:
+        """The image, or where it is.
+
+        Raises:
+            MissingField, InvalidField: none, or two.
+            InvalidBase64: not base64; the detail says how to make it.
+        """
+        if self.s3 and self.image:
+            raise InvalidField("send either 'image' or 's3', not both")
+        if self.s3:
+            return Source(self.s3.bucket, self.s3.key, self.s3.version_id or "")
+        if not self.image:
+            raise MissingField("the field 'image' is missing or empty")
+        return parse_uri(self.image) if self.image.startswith("s3://") else decode_base64(self.image)
 
 
 class EncodeBatchRequest(BaseModel):
     """Many images; an item of the wrong type fails alone, so the type is checked per item."""
 
     model_config = ConfigDict(extra="forbid")
-    images: list[Any] = Field(min_length=1, description=f"each {IMAGE_HELP}")
+    images: list[Any] = Field(min_length=1, description=f'each {IMAGE_HELP}, or {{"s3": {{...}}}}')
 
 
 class ErrorBody(BaseModel):
@@ -74,15 +104,15 @@ class Health(BaseModel):
     fingerprint: str = Field(description="never mix vectors of unequal fingerprints")
 
 
-def validate(schema: type[Schema], body: bytes | Mapping[str, Any], most: int = 16) -> Schema:
-    """JSON text or a decoded object of at most about `most` values -> `schema`.
+def validate(schema: type[Schema], body: bytes | Mapping[str, Any]) -> Schema:
+    """JSON text or a decoded object -> `schema`.
 
     Raises:
         InvalidJson, MissingField, InvalidField: what is wrong and where, never the value.
     """
-    # Before parsing: a value of a few bytes becomes an object of a hundred. Base64 holds none of these.
+    # Counted before parsing: base64 holds none of these, and an object key of S3 seldom.
     values = sum(map(body.count, (b",", b"{", b"["))) if isinstance(body, bytes) else len(body)
-    if values > most + 16:
+    if values > MOST_VALUES:
         raise InvalidJson(f"the body holds {values:,} values, far more than a request needs")
     try:
         return schema.model_validate_json(body) if isinstance(body, bytes) else schema.model_validate(body)
@@ -91,7 +121,7 @@ def validate(schema: type[Schema], body: bytes | Mapping[str, Any], most: int = 
     fields = ", ".join(schema.model_fields)
     name = ".".join(map(str, problem["loc"]))
     match problem["type"]:
-        case "json_invalid" | "model_type" | "dataclass_type":
+        case "json_invalid" | "model_type" | "dataclass_type" if not name:
             raise InvalidJson(f'the body is not a JSON object: send {{"{fields}": ...}}')
         case "missing":
             raise MissingField(f"the field {name!r} is missing")
@@ -101,15 +131,12 @@ def validate(schema: type[Schema], body: bytes | Mapping[str, Any], most: int = 
             raise InvalidField(f"the field {name!r} is wrong: {problem['msg'].lower()}")
 
 
-def decode_base64(text: object) -> bytes:
+def decode_base64(text: str) -> bytes:
     """``"<base64>"`` or ``"data:image/png;base64,<base64>"`` -> bytes. Line breaks are allowed.
 
     Raises:
-        InvalidField: not a string.
         InvalidBase64: not base64; the detail says how to make it.
     """
-    if not isinstance(text, str):
-        raise InvalidField(f"an image must be a string holding {IMAGE_HELP}")
     if text.startswith("data:"):
         header, comma, text = text.partition(",")
         if not comma or not header.endswith(";base64"):
@@ -121,20 +148,31 @@ def decode_base64(text: object) -> bytes:
         raise InvalidBase64(f"the image is not valid base64: send {IMAGE_HELP}") from None
 
 
-def decode_base64_batch(texts: Sequence[object], limit: int) -> list[bytes | ClipError]:
-    """Like `decode_base64` for each item; a bad one becomes its error.
+def read_images(items: Sequence[object], limit: int) -> list[bytes | ClipError | Source]:
+    """Each item of ``images``, a string or an `EncodeRequest`; a bad one becomes its error.
 
     Raises:
         TooManyImages: more than `limit`.
     """
-    check_count(len(texts), limit)
-    images: list[bytes | ClipError] = []
-    for text in texts:
+    check_count(len(items), limit)
+    images: list[bytes | ClipError | Source] = []
+    for item in items:
         try:
-            images.append(decode_base64(text))
+            images.append(read_image(item))
         except ClipError as error:
             images.append(error)
     return images
+
+
+def read_image(item: object) -> bytes | Source:
+    """An item of ``images``: a string, or an `EncodeRequest`.
+
+    Raises:
+        RequestError: neither, or as `EncodeRequest.read`.
+    """
+    if not isinstance(item, (str, dict)):
+        raise InvalidField(f'an image must be a string ({IMAGE_HELP}) or an object {{"s3": ...}}')
+    return validate(EncodeRequest, item if isinstance(item, dict) else {"image": item}).read()
 
 
 def check_count(count: int, limit: int) -> None:
@@ -220,6 +258,11 @@ def to_bytes(embedding: Embedding) -> bytes:
     return embedding.astype("<f4").tobytes()
 
 
-def batch_errors(results: Sequence[Embedding | ClipError]) -> list[dict[str, object]]:
+def batch_errors(results: Sequence[Embedding | ClipError]) -> list[dict[str, Any]]:
     """The ``errors`` of a batch response."""
     return [{"index": i, **r.body()} for i, r in enumerate(results) if isinstance(r, ClipError)]
+
+
+def batch_floats(results: Sequence[Embedding | ClipError]) -> list[list[float] | None]:
+    """The ``embeddings`` of a batch response."""
+    return [None if isinstance(result, ClipError) else to_floats(result) for result in results]

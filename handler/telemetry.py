@@ -1,7 +1,8 @@
 """One JSON line per request: what came, what was answered, how long it took; never image data.
 
 On Lambda the line is also CloudWatch metrics (embedded metric format: CloudWatch reads them out of
-the log, so nothing is sent): ``requests``, ``latency_ms``, ``cold_starts``, and ``errors`` by code.
+the log, so nothing is sent): ``requests``, ``latency_ms``, ``cold_starts``, ``images`` and how many of
+them ``failed``, and ``errors`` by code.
 """
 
 import json
@@ -69,12 +70,13 @@ def note(**fields: Any) -> None:
 
 @contextmanager
 def timed(name: str) -> Iterator[None]:
-    """Note how long the block took, in milliseconds."""
+    """Note how long the block took, in milliseconds; blocks of one name add up."""
     start = time.perf_counter()
     try:
         yield
     finally:
-        note(**{name: _milliseconds_since(start)})
+        before = (_record.get() or {}).get(name, 0)
+        note(**{name: round(before + _milliseconds_since(start), 2)})
 
 
 def _milliseconds_since(start: float) -> float:
@@ -86,6 +88,8 @@ def _metrics(record: dict[str, Any]) -> dict[str, Any]:
     if not (function := os.environ.get("AWS_LAMBDA_FUNCTION_NAME")):
         return {}
     kinds = [("requests", "Count"), ("latency_ms", "Milliseconds"), ("cold_starts", "Count")]
+    if "images" in record:
+        kinds += [("images", "Count"), ("failed", "Count")]
     directives = [_directive(["function"], kinds)]
     if "code" in record:
         directives.append(_directive(["function", "code"], [("errors", "Count")]))

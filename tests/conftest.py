@@ -1,6 +1,8 @@
 """What the tests share: one full-size synthetic model, exported by the real export, and a real server."""
 
 import base64
+import copy
+import dataclasses
 import os
 import shutil
 import signal
@@ -12,6 +14,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -83,6 +87,25 @@ def encoder(config: Config, model: Model) -> Encoder:
     return Encoder(OnnxCpuEngine(model, threads=2), model, config)
 
 
+def with_settings(encoder: Encoder, **settings: Any) -> Encoder:
+    """`encoder` under other settings, without loading it again."""
+    changed = copy.copy(encoder)
+    changed.config = dataclasses.replace(encoder.config, **settings)
+    return changed
+
+
+@pytest.fixture(scope="session")
+def cloud() -> Iterator[SimpleNamespace]:
+    """The stand-in for AWS, with a versioned bucket ``photos`` and an empty one, ``vectors``."""
+    from tests.aws import aws
+
+    with aws() as cloud:
+        for bucket in ("photos", "vectors"):
+            cloud.s3.create_bucket(Bucket=bucket)
+        cloud.s3.put_bucket_versioning(Bucket="photos", VersioningConfiguration={"Status": "Enabled"})
+        yield cloud
+
+
 @pytest.fixture(scope="session")
 def photo() -> bytes:
     """A small photograph as a JPEG, not square."""
@@ -131,7 +154,9 @@ def lambda_client(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @contextmanager
-def emulator(model_dir: Path, log: Path) -> Iterator[tuple[httpx.Client, int]]:
+def emulator(
+    model_dir: Path, log: Path, handler: str = "handler.main.handler", **env: str
+) -> Iterator[tuple[httpx.Client, int]]:
     """Run the real runtime client under the real emulator; a client of it, and the emulator's pid."""
     require("emulator", EMULATOR, "no aws-lambda-rie beside python and none named by RIE")
     port, api = free_port(), free_port()
@@ -139,7 +164,7 @@ def emulator(model_dir: Path, log: Path) -> Iterator[tuple[httpx.Client, int]]:
         *(str(EMULATOR), "--log-level", "error"),
         *("--runtime-interface-emulator-address", f"127.0.0.1:{port}"),
         *("--runtime-api-address", f"127.0.0.1:{api}"),
-        *(sys.executable, "-m", "awslambdaric", "handler.main.handler"),
+        *(sys.executable, "-m", "awslambdaric", handler),
     ]
     settings = {
         "AWS_LAMBDA_FUNCTION_NAME": "clip",
@@ -147,6 +172,7 @@ def emulator(model_dir: Path, log: Path) -> Iterator[tuple[httpx.Client, int]]:
         "AWS_LAMBDA_FUNCTION_TIMEOUT": "29",
         "LAMBDA_TASK_ROOT": str(ROOT),
         "CLIP_MODEL_DIR": str(model_dir),
+        **env,
     }
     with log.open("wb") as output:
         process = subprocess.Popen(

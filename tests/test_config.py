@@ -22,11 +22,24 @@ def test_every_setting_is_read() -> None:
         "CLIP_MAX_PIXELS": "1000",
         "CLIP_LOG_LEVEL": "DEBUG",
         "CLIP_MAX_IMAGES": "",  # empty is unset, as compose files write it
+        "CLIP_S3_BUCKETS": " photos, more.photos,,",
+        "CLIP_OUTPUT": "s3vectors://vectors/clip",
     }
     config = Config.from_env(env)
     assert config.model_dir == Path("/models/b32")
     assert (config.engine, config.threads, config.max_pixels) == ("torch", 2, 1000)
     assert config.max_images == Config().max_images
+    assert config.s3_buckets == ("photos", "more.photos")
+    assert config.output == "s3vectors://vectors/clip"
+
+
+def test_by_default_no_bucket_is_read_and_nothing_is_written() -> None:
+    assert (Config().s3_buckets, Config().output) == ((), "caller")
+
+
+@pytest.mark.parametrize("output", ["caller", "s3://b", "s3://b/", "s3://b/a prefix/", "s3vectors://b-1/i.2"])
+def test_every_form_of_output(output: str) -> None:
+    assert Config.from_env({"CLIP_OUTPUT": output}).output == output
 
 
 @pytest.mark.parametrize(
@@ -36,6 +49,10 @@ def test_every_setting_is_read() -> None:
         ("CLIP_MAX_PIXELS", "many", "CLIP_MAX_PIXELS must be a whole number, not 'many'"),
         ("CLIP_MAX_IMAGES", "0", "CLIP_MAX_IMAGES must be at least 1, not 0"),
         ("CLIP_THREADS", "-1", "CLIP_THREADS must be at least 0, not -1"),
+        ("CLIP_OUTPUT", "vectors/run", "CLIP_OUTPUT must be caller, s3://bucket/prefix or s3vectors://"),
+        ("CLIP_OUTPUT", "s3://", "CLIP_OUTPUT must be"),
+        ("CLIP_OUTPUT", "s3vectors://bucket", "CLIP_OUTPUT must be"),
+        ("CLIP_OUTPUT", "s3vectors://bucket/index/more", "CLIP_OUTPUT must be"),
         ("CLIP_LOG_LEVEL", "chatty", "CLIP_LOG_LEVEL must be one of"),
     ],
 )

@@ -1,13 +1,18 @@
 """The real Lambda runtime client under the real Runtime Interface Emulator, without a container."""
 
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
-from events.generate import HERE, PHOTO
+from events.generate import BUCKET, HERE, KEY, PHOTO, VERSION
 from handler.encoder import Encoder
-from tests.answers import ERRORS, EVENTS, INVOKE, check_answer
+from tests.answers import ENGINES, ERRORS, EVENTS, IN_S3, INVOKE, check_answer, check_answer_from_s3
+from tests.aws import take_vectors
+from tests.conftest import emulator
 
 
 def _invoke(client: httpx.Client, name: str) -> Any:
@@ -25,3 +30,24 @@ def test_a_bad_event_costs_the_next_one_nothing(lambda_client: httpx.Client) -> 
         _invoke(lambda_client, name)
     assert lambda_client.post(INVOKE, content=b"[]").json()["errorType"] == "InvalidEvent"
     assert _invoke(lambda_client, "direct_image.json") == before
+
+
+@pytest.fixture(scope="module")
+def worker(
+    cloud: SimpleNamespace, model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx.Client]:
+    """The batch function, beside S3."""
+    settings = {"CLIP_S3_BUCKETS": BUCKET, "CLIP_OUTPUT": "s3://vectors"}
+    log = tmp_path_factory.mktemp("worker") / "log"
+    with emulator(model_dir, log, "handler.worker.handler", **settings) as (client, _):
+        yield client
+
+
+@pytest.mark.parametrize("name", [*IN_S3, *ENGINES])
+def test_every_event_file_that_names_s3(
+    worker: httpx.Client, cloud: SimpleNamespace, name: str, encoder: Encoder
+) -> None:
+    take_vectors(cloud.s3)
+    version = cloud.s3.put_object(Bucket=BUCKET, Key=KEY, Body=PHOTO)["VersionId"]
+    event = (HERE / name).read_text().replace(VERSION, version)
+    check_answer_from_s3(name, worker.post(INVOKE, content=event).json(), encoder.encode(PHOTO), cloud.s3)

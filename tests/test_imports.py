@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 
@@ -34,19 +36,28 @@ MODULES = 600
 """553 today, the standard library's included."""
 
 
-def test_a_cold_start_imports_what_is_listed_and_no_more(model_dir: Path) -> None:
+INTERFACE = {"fastapi", "starlette", "anyio", "mangum", "opentelemetry", "annotated_doc"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "packages"), [("handler.main", PACKAGES), ("handler.worker", PACKAGES - INTERFACE)]
+)
+def test_a_cold_start_imports_what_is_listed_and_no_more(
+    entry: str, packages: set[str], model_dir: Path
+) -> None:
     """By name and number, not by time, which would depend on the machine."""
     before = _modules_after("")
-    loaded = _modules_after("import handler.main", CLIP_MODEL_DIR=str(model_dir)) - before
-    packages = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
-    assert {name for name in packages if not name.startswith("_")} == PACKAGES
+    loaded = _modules_after(f"import {entry}", CLIP_MODEL_DIR=str(model_dir)) - before
+    found = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
+    assert {name for name in found if not name.startswith("_")} == packages
     assert loaded.isdisjoint(FORBIDDEN), loaded & FORBIDDEN
     assert len(loaded | before) < MODULES
 
 
-def test_only_main_has_effects_at_import() -> None:
+def test_only_the_entry_points_have_effects_at_import() -> None:
     """Every other module imports without a model on disk."""
-    names = [f"handler.{path.stem}" for path in (ROOT / "handler").glob("*.py") if path.stem != "main"]
+    entries = ("main", "worker")
+    names = [f"handler.{path.stem}" for path in (ROOT / "handler").glob("*.py") if path.stem not in entries]
     modules = _modules_after(f"import {', '.join(names)}", CLIP_MODEL_DIR="/nonexistent")
     assert set(names) - {"handler.__init__"} <= modules
 

@@ -24,8 +24,8 @@ relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, H
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 strings = st.sampled_from([IMAGE, f"data:image/png;base64,{IMAGE}", IMAGE[:-30], "data:,", ""]) | st.text()
 values = st.recursive(scalars | strings, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
-keys = (
-    st.sampled_from(["image", "images", "action", "detail-type", "requestContext", "httpMethod"]) | st.text()
+keys = st.sampled_from(["image", "s3", "images", "Items", "Records", "action", "detail-type"]) | (
+    st.sampled_from(["requestContext", "httpMethod"]) | st.text()
 )
 events = st.dictionaries(keys, values | st.lists(strings, max_size=40)) | values
 contexts = st.dictionaries(st.sampled_from(["http", "elb", "requestId", "domainName", "stage"]), values)
@@ -58,6 +58,7 @@ def test_any_event_that_looks_like_http(worker: Worker, event: Any) -> None:
 
 
 @relaxed
+@example(text="001=")
 @given(text=st.text() | st.text("ABCabc019+/= \r\n,:;data"))
 def test_any_text_as_base64(text: str) -> None:
     try:
@@ -65,7 +66,8 @@ def test_any_text_as_base64(text: str) -> None:
     except RequestError:
         return
     payload = text.partition(",")[2] if text.startswith("data:") else text
-    assert base64.b64encode(data).decode() == "".join(payload.split())
+    again, sent = base64.b64encode(data).decode().rstrip("="), "".join(payload.split()).rstrip("=")
+    assert (again[:-1], len(again)) == (sent[:-1], len(sent))  # the last holds bits that mean nothing
 
 
 @relaxed
@@ -85,7 +87,7 @@ def test_any_body_as_json(schema: type[EncodeRequest | EncodeBatchRequest], body
     except RequestError as error:
         _check_detail(error)
     else:
-        assert request.model_dump() == json.loads(body)
+        assert request.model_dump(exclude_unset=True) == json.loads(body)
 
 
 def _check_detail(error: RequestError) -> None:

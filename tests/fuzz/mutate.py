@@ -1,7 +1,9 @@
 """Damage to files and events: what bit rot, broken uploads and attackers do to them."""
 
 import base64
+import contextlib
 import copy
+import json
 import random
 import struct
 import zlib
@@ -110,7 +112,10 @@ VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 2**63, 1.5, "", " ", "x", "\ud800", "\0", "ü", "a" * 5000),
     *([], {}, [[]], [None], {"": {}}, ["x"] * 100, "data:", "data:image/png;base64,", "AAAA", "%%", "\r\n"),
 )
-KEYS = ("image", "images", "action", "detail-type", "requestContext", "http", "httpMethod", "body", "x", "")
+KEYS = (
+    *("image", "images", "action", "detail-type", "requestContext", "http", "httpMethod", "body", "x", ""),
+    *("s3", "bucket", "key", "version_id", "Items", "Records", "Message", "source", "detail", "tasks"),
+)
 
 
 def mutate_event(rng: random.Random, event: Any, other: Any) -> Any:
@@ -177,6 +182,16 @@ def _change_text(rng: random.Random, event: Any, _: Any) -> Any:
     return event
 
 
+def _change_inside(rng: random.Random, event: Any, other: Any) -> Any:
+    """Wound the JSON that one of the strings holds, as a queue's messages do."""
+    inner = [(holder, key) for holder, key in _texts(event) if holder[key].startswith("{")]
+    if inner:
+        holder, key = rng.choice(inner)
+        with contextlib.suppress(ValueError):  # damaged already
+            holder[key] = json.dumps(mutate_event(rng, json.loads(holder[key]), other))
+    return event
+
+
 def _texts(event: Any) -> list[tuple[Any, Any]]:
     """Every place that holds a string."""
     if not isinstance(event, dict | list):
@@ -188,5 +203,5 @@ def _texts(event: Any) -> list[tuple[Any, Any]]:
 
 _EVENT_WOUNDS: tuple[Callable[[random.Random, Any, Any], Any], ...] = (
     *(_replace, _replace, _remove, _add),
-    *(_change_text, _change_text, _change_text),
+    *(_change_text, _change_text, _change_text, _change_inside, _change_inside),
 )

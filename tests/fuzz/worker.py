@@ -120,7 +120,7 @@ def _check_answer(answer: Any) -> None:
                 raise Wrong("a batch whose errors and nulls disagree")
             if vector is not None:
                 _check_vector(vector)
-    elif "fingerprint" not in answer and "openapi" not in answer:
+    elif not {"fingerprint", "openapi", "results", "batchItemFailures", "written"} & set(answer):
         raise Wrong(f"an answer of unknown form: {list(answer)[:5]}")
 
 
@@ -154,6 +154,8 @@ def _cases(pipe: BinaryIO) -> Iterator[tuple[str, bytes]]:
 def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the service logs to stdout
+    # Batch engines' events want an output; no bucket is allowed, so there is nothing to write to it.
+    os.environ["CLIP_OUTPUT"], os.environ["CLIP_S3_BUCKETS"] = "s3://nowhere", ""
     from handler import main as service  # it loads the model now
 
     worker = Worker(service)

@@ -1,0 +1,160 @@
+"""Images that lie in S3: named by a request, read side by side and ahead of the encoder."""
+
+import logging
+import re
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from handler import telemetry
+from handler.config import Config
+from handler.errors import (
+    ClipError,
+    ImageTooLarge,
+    InvalidField,
+    SourceDenied,
+    SourceNotAllowed,
+    SourceNotFound,
+    SourceUnavailable,
+)
+
+AHEAD = 8
+"""Most objects in memory, or on their way, that the encoder has not come to."""
+
+CONNECT_TIMEOUT, READ_TIMEOUT, ATTEMPTS = 2, 5, 3
+"""Seconds, and how often: with the pauses between, less than the 29 s of a synchronous request."""
+
+log = logging.getLogger("clip")
+_one_at_a_time = threading.Lock()  # boto3 makes its clients in one thread only; they serve many
+
+
+@dataclass(unsafe_hash=True)
+class Source:
+    """One object, or one version of it."""
+
+    bucket: str
+    key: str
+    version_id: str = ""
+    etag: str = field(default="", compare=False)
+    """What S3 said when the object was read; empty before."""
+
+    def __post_init__(self) -> None:
+        """Refuse what can name no object.
+
+        Raises:
+            InvalidField: an empty bucket or key, or half a character.
+        """
+        if not (self.bucket and self.key):
+            raise InvalidField("an image in S3 needs a bucket and a key: s3://bucket/key")
+        if re.search("[\ud800-\udfff]", str(self)):  # JSON can say it, UTF-8 cannot
+            raise InvalidField("the name of an image in S3 is not valid Unicode")
+
+    def __str__(self) -> str:
+        """``s3://bucket/key``, or ``version@s3://bucket/key``: no two sources share one."""
+        # A version has no "@", and comes first because a key may hold anything.
+        return f"{self.version_id}{'@' if self.version_id else ''}s3://{self.bucket}/{self.key}"
+
+
+def parse_uri(uri: str) -> Source:
+    """``s3://bucket/key`` -> source; the key is taken as it is, not percent-decoded.
+
+    Raises:
+        InvalidField: no bucket or no key.
+    """
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    return Source(bucket, key)
+
+
+def fetch(images: Iterable[bytes | ClipError | Source], config: Config) -> Iterator[bytes | ClipError]:
+    """Replace every source by its bytes, or its error, in order; what is no source passes through.
+
+    While the caller works on one, up to `AHEAD` more are read. A source fails alone, with
+    SourceNotAllowed, SourceNotFound, SourceDenied, ImageTooLarge or SourceUnavailable.
+    """
+    ahead: deque[bytes | ClipError | Future[bytes | ClipError]] = deque()
+    for image in images:
+        ahead.append(_start(image, config) if isinstance(image, Source) else image)
+        if len(ahead) > AHEAD:
+            yield _finish(ahead.popleft())
+    while ahead:
+        yield _finish(ahead.popleft())
+
+
+def client(service: str) -> Any:
+    """A boto3 client, made at first use: importing boto3 takes 0.2 s, which only S3 events pay."""
+    with _one_at_a_time:
+        return _make_client(service)
+
+
+@cache
+def _make_client(service: str) -> Any:
+    import boto3
+    from botocore.config import Config as Settings
+
+    settings = Settings(
+        connect_timeout=CONNECT_TIMEOUT,
+        read_timeout=READ_TIMEOUT,
+        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        max_pool_connections=2 * AHEAD,
+    )
+    return boto3.client(service, config=settings)
+
+
+@cache
+def threads() -> ThreadPoolExecutor:
+    """Those that wait for AWS."""
+    return ThreadPoolExecutor(AHEAD)
+
+
+def _start(source: Source, config: Config) -> ClipError | Future[bytes | ClipError]:
+    if source.bucket not in config.s3_buckets:
+        return SourceNotAllowed("images are not read from that bucket: CLIP_S3_BUCKETS does not list it")
+    return threads().submit(_read, source, config.max_image_bytes)
+
+
+def _finish(image: bytes | ClipError | Future[bytes | ClipError]) -> bytes | ClipError:
+    if not isinstance(image, Future):
+        return image
+    with telemetry.timed("s3_wait_ms"):
+        return image.result()
+
+
+def _read(source: Source, limit: int) -> bytes | ClipError:
+    version = {"VersionId": source.version_id} if source.version_id else {}
+    try:
+        response = client("s3").get_object(Bucket=source.bucket, Key=source.key, **version)
+        with response["Body"] as body:
+            # The answer's head says how much would follow; nothing of it has been read yet.
+            if (size := response["ContentLength"]) > limit:
+                return ImageTooLarge(f"the image has {size:,} bytes, the limit is {limit:,}")
+            source.etag = response["ETag"].strip('"')
+            data: bytes = body.read()
+            return data
+    except Exception as error:  # noqa: BLE001  # S3's refusals, botocore's and urllib3's: no common base
+        return _as_clip_error(source, error)
+
+
+_CREDENTIALS = {"ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
+_PASSING = {"RequestTimeout", "SlowDown", "RequestTimeTooSkewed", "OperationAborted", *_CREDENTIALS}
+"""Codes that come with a 4xx and are no fault of the object's."""
+
+
+def _as_clip_error(source: Source, error: Exception) -> ClipError:
+    """What S3 answered -> what the caller should do: give up, or try again."""
+    response = getattr(error, "response", None) or {}
+    code = str(response.get("Error", {}).get("Code", ""))
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+    passing = code in _PASSING or "Throttl" in code or status in (429, 500, 502, 503, 504)
+    if code == "InvalidObjectState":
+        return SourceDenied("the object is archived: restore it first")
+    encrypted = code.startswith("KMS.") or code == "InvalidRequest"  # under a key we have no use of
+    if (status in (401, 403) or encrypted) and not passing:
+        return SourceDenied("S3 denies the object to this service: its role lacks s3:GetObject, or its key")
+    if 400 <= status < 500 and not passing:
+        return SourceNotFound("there is no such object, or no such version of it")
+    log.warning("%s cannot be read: %s: %s", source, type(error).__name__, error)
+    return SourceUnavailable("S3 did not deliver the object: try again")

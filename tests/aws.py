@@ -1,0 +1,133 @@
+"""S3, SQS and S3 Vectors over HTTP on this machine: moto's server, with faults where an object's key asks.
+
+``python -m tests.aws PORT`` serves it; `aws` runs that in a process of its own and gives its clients.
+"""
+
+import io
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import boto3
+import numpy as np
+from botocore.config import Config as Settings
+
+from handler import s3
+from tests.conftest import ROOT, free_port, wait_for
+
+FAULTS = {
+    "denied/": ("403 Forbidden", "AccessDenied"),
+    "archived/": ("403 Forbidden", "InvalidObjectState"),
+    "undecryptable/": ("400 Bad Request", "KMS.DisabledException"),
+    "expired/": ("400 Bad Request", "ExpiredToken"),
+    "throttled/": ("503 Slow Down", "SlowDown"),
+    "throttled-once/": ("503 Slow Down", "SlowDown"),
+    "broken/": ("500 Internal Server Error", "InternalError"),
+}
+"""What reading an object whose key begins so is answered with, however often (``-once/``: the first time)."""
+SLOW, CUT, HUGE = "slow/", "cut/", "huge/"
+"""Read after a second; to the half, then the connection ends; a terabyte, of which no byte ever comes."""
+BROKEN_OUTPUT = "/no-space/"
+"""The bucket that takes nothing."""
+
+
+class Faulty:
+    """A WSGI application around moto's."""
+
+    def __init__(self, moto: Any, delay: float) -> None:
+        self.moto = moto
+        self.delay = delay  # seconds before an object is read: S3's own first byte takes 20 to 50 ms
+        self.reads: Counter[str] = Counter()
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        path = str(environ["PATH_INFO"]).encode("latin-1").decode()
+        key = path.lstrip("/").partition("/")[2]
+        if environ["REQUEST_METHOD"] == "PUT" and path.startswith(BROKEN_OUTPUT) and key:
+            return _refuse(start_response, *FAULTS["broken/"])
+        if environ["REQUEST_METHOD"] != "GET" or not key:
+            return self.moto(environ, start_response)  # type: ignore[no-any-return]
+        self.reads[path] += 1
+        time.sleep(1 if key.startswith(SLOW) else self.delay)
+        for prefix, (status, code) in FAULTS.items():
+            if key.startswith(prefix) and ("once" not in prefix or self.reads[path] == 1):
+                return _refuse(start_response, status, code)
+        if key.startswith(HUGE):
+            start_response("200 OK", [("Content-Length", str(10**12)), ("ETag", '"0"')])
+            return []
+        whole = self.moto(environ, start_response)
+        if key.startswith(CUT):  # the head has promised all of it
+            return [b"".join(whole)[:1000]]
+        return whole  # type: ignore[no-any-return]
+
+
+def _refuse(start_response: Any, status: str, code: str) -> list[bytes]:
+    body = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
+    start_response(status, [("Content-Type", "text/xml"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+@contextmanager
+def aws(delay: float = 0.0, host: str = "127.0.0.1") -> Iterator[SimpleNamespace]:
+    """Run the stand-in and point this process's boto3, and its children's, at it.
+
+    Gives clients ``s3``, ``sqs``, ``s3vectors``, and ``env``, the variables that lead to it. A container
+    reaches it if `host`, where it listens, is 0.0.0.0.
+    """
+    port = free_port()
+    command = [sys.executable, "-m", "tests.aws", str(port), str(delay), host]
+    settings = os.environ | {"MOTO_PORT": str(port)}  # where its Step Functions look for S3
+    process = subprocess.Popen(
+        command, cwd=ROOT, env=settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    env = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in env}
+    os.environ.update(env)
+    s3._make_client.cache_clear()
+    try:
+        wait_for(port, process)
+        settings = Settings(retries={"total_max_attempts": 1})
+        clients = {name: boto3.client(name, config=settings) for name in ("s3", "sqs", "s3vectors")}
+        yield SimpleNamespace(env=env, **clients)
+    finally:
+        process.kill()
+        process.wait()
+        s3._make_client.cache_clear()
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+def take_vectors(s3: Any, bucket: str = "vectors") -> dict[str, dict[str, Any]]:
+    """Every object of vectors in `bucket`, its arrays by their names; then they are gone."""
+    found = {}
+    for item in s3.list_objects_v2(Bucket=bucket).get("Contents", []):
+        with np.load(io.BytesIO(s3.get_object(Bucket=bucket, Key=item["Key"])["Body"].read())) as file:
+            found[f"s3://{bucket}/{item['Key']}"] = dict(file)
+        s3.delete_object(Bucket=bucket, Key=item["Key"])
+    return found
+
+
+def serve(port: int, delay: float, host: str) -> None:
+    """Serve until killed."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    moto = DomainDispatcherApplication(create_backend_app)
+    make_server(host, port, Faulty(moto, delay), threaded=True).serve_forever()
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3])
