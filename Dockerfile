@@ -16,6 +16,9 @@ RUN pip install --no-cache-dir --no-compile --require-hashes --only-binary :all:
     && rm -rf /packages/onnxruntime/transformers /packages/onnxruntime/quantization \
         /packages/onnxruntime/tools /packages/bin \
     && find /packages -type d -name tests -prune -exec rm -rf {} + \
+    # botocore describes every service of AWS, in 27 MB: the function calls two.
+    && find /packages/botocore/data -mindepth 1 -maxdepth 1 -type d ! -name s3 ! -name s3vectors \
+        -exec rm -rf {} + \
     # unchecked-hash: on a read-only root a stale time stamp would mean compiling at every cold start.
     && python -m compileall -q --invalidation-mode unchecked-hash /packages \
     && chmod -R a+rX /packages

@@ -13,7 +13,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +162,9 @@ def limits(memory: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def started(image: str, *options: str) -> Iterator[str]:
-    """A running container's id."""
-    container = docker("run", "--detach", *options, image).stdout.strip()
+def started(image: str, *options: str, command: Sequence[str] = ()) -> Iterator[str]:
+    """A running container's id; `command` instead of the image's own."""
+    container = docker("run", "--detach", *options, image, *command).stdout.strip()
     try:
         yield container
     finally:
@@ -210,19 +210,26 @@ class Function:
         FIGURES[f"{name}warm request, median of 20"] = f"{1000 * statistics.median(times):.0f} ms"
 
 
+@contextlib.contextmanager
+def running(image: str, memory: int, *options: str, command: Sequence[str] = ()) -> Iterator[Function]:
+    """A function that answers, under Lambda's limits."""
+    port = free_port()
+    options = (*limits(memory), *options, "--publish", f"127.0.0.1:{port}:8080")
+    with (
+        started(image, *options, command=command) as container,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client,
+    ):
+        _wait_for_answer(client)
+        yield Function(container, memory, client)
+
+
 @pytest.fixture(scope="module", params=[1769, 1024])
 def function(request: pytest.FixtureRequest, image: str) -> Iterator[Function]:
     """The function at each memory size; 1,769 MB is one CPU."""
-    memory, port = request.param, free_port()
-    options = [*limits(memory), "--publish", f"127.0.0.1:{port}:8080"]
-    address = f"http://127.0.0.1:{port}"
-    with started(image, *options) as container, httpx.Client(base_url=address, trust_env=False) as client:
-        client.timeout = httpx.Timeout(60)
-        function = Function(container, memory, client)
-        _wait_for_answer(client)
+    with running(image, request.param) as function:
         function.measure()
         yield function
-        FIGURES[f"{memory:,} MB: peak memory"] = f"{function.peak_memory():.0f} MB"
+        FIGURES[f"{request.param:,} MB: peak memory"] = f"{function.peak_memory():.0f} MB"
 
 
 def _wait_for_answer(client: httpx.Client) -> None:

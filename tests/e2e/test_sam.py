@@ -143,13 +143,24 @@ def test_a_photograph_of_4_mb_arrives_byte_for_byte(api: httpx.Client, outside: 
     assert_same(answer.json(), outside.encode(data))
 
 
+def _invoke(template: Path, name: str, *function: str, check: bool) -> Any:
+    # samconfig.toml names the function that is meant where none is named.
+    settings = ("--config-file", str(ROOT / "samconfig.toml"), "--event", str(HERE / name))
+    return json.loads(sam("local", "invoke", *function, *settings, *LOCAL, str(template), check=check).stdout)
+
+
 @pytest.mark.parametrize("name", EVENTS)
 def test_invoke_with_every_event_file(template: Path, name: str, vector: Embedding) -> None:
     # It exits with 1 where the function raises, which is how a bad direct event is answered.
-    done = sam(
-        "local", "invoke", "--event", str(HERE / name), *LOCAL, str(template), check=name not in ERRORS
-    )
-    check_answer(name, json.loads(done.stdout), vector)
+    check_answer(name, _invoke(template, name, check=name not in ERRORS), vector)
+
+
+def test_invoke_the_batch_function(template: Path, vector: Embedding) -> None:
+    """The same image with the template's other command, which serves no HTTP."""
+    function = ("BatchFunction", "--parameter-overrides", "BatchBucket=photos VectorIndex=shop/clip")
+    check_answer("direct_image.json", _invoke(template, "direct_image.json", *function, check=True), vector)
+    answer = _invoke(template, "rest_multipart.json", *function, check=False)
+    assert answer["errorType"] == "InvalidEvent"
 
 
 @pytest.fixture(scope="module")
