@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from benchmarks import report, sizes
 from benchmarks.measure import CpuShare, cold_start, processes
+from benchmarks.s3 import stand_in
 
 HERE = Path(__file__).parent
 IMAGES = ("640x480 JPEG", "1600x1200 JPEG", "12 MP JPEG", "12 MP PNG", "2 MP WebP")
@@ -50,7 +51,7 @@ class Run:
         self.threads = sorted({1, min(2, os.cpu_count() or 1)})
         self.results: dict[str, Any] = defaultdict(dict)
         steps = len(subjects) * (plan.cold + 1 + plan.cold_cache) + plan.rounds * (
-            len(self.threads) * (len(IMAGES) + 1) + 3 + len(MEMORY_SIZES)
+            len(self.threads) * (len(IMAGES) + 2) + 3 + len(MEMORY_SIZES)
         )
         self.bar = tqdm(total=steps, unit="step", smoothing=0.05)
 
@@ -63,6 +64,7 @@ class Run:
         for threads in self.threads:
             self.warm(threads)
         self.cost()
+        self.s3()
         self.bar.close()
         return dict(self.results)
 
@@ -150,6 +152,29 @@ class Run:
                     self._turn(running, times, f"REST request at {memory:,} MB", "request")
             share.remove()
             self.results["cost"][str(memory)] = times
+
+    def s3(self) -> None:
+        """Images a second of one function that a batch engine feeds, S3 and all, by CPUs."""
+        photograph = (self.inputs / f"{IMAGES[0]}.image").read_bytes()
+        for cpus in self.threads:
+            try:
+                share = CpuShare(cpus)
+            except OSError as error:
+                self.results["s3"] = {"not measured": f"no control group could be made: {error}"}
+                return
+            self.bar.set_description(f"S3 objects, {cpus} CPU(s)")
+            with stand_in(photograph), processes(["ours"], self.inputs, cpus) as running:
+                share.hold(running["ours"])
+                running["ours"].ask("s3_batch", count=8)
+                rows: dict[str, Any] = defaultdict(list)
+                for _ in range(self.plan.rounds):
+                    for count, repeat in ((1, 8), (64, 1)):
+                        rows[str(count)] += [
+                            running["ours"].ask("s3_batch", count=count) for _ in range(repeat)
+                        ]
+                    self.bar.update()
+            share.remove()
+            self.results["s3"][str(cpus)] = rows
 
 
 def machine(threads: list[int]) -> dict[str, Any]:

@@ -99,6 +99,7 @@ def table(results: Results) -> str:
         "\n".join(rows.lines),
         _split(results),
         _engine(results),
+        _s3(results),
         _cost(results, subjects),
     ]
     return "\n\n".join(parts) + "\n"
@@ -139,6 +140,50 @@ def _engine(results: Results) -> str:
         title = f"{count} thread{'s' if count != '1' else ''}"
         lines.append(f"| {title} | {peak:.0f} GFLOP/s | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _s3(results: Results) -> str:
+    """Measured rates, then what they mean on paper for many images."""
+    by_cpus = results.get("s3", {})
+    if not by_cpus or "not measured" in by_cpus:
+        return f"S3: {by_cpus.get('not measured', 'not measured')}"
+    lines = [
+        "| 640x480 JPEGs in S3, vectors to S3, one function | images a second | waiting for S3 |",
+        "|---|---:|---:|",
+    ]
+    rates = {}
+    for cpus, by_count in by_cpus.items():
+        for count, times in by_count.items():
+            rate = rates[cpus, count] = int(count) / median(seconds for seconds, _ in times)
+            waiting = median(wait / seconds for seconds, wait in times)
+            title = f"{cpus} CPU{'s' if cpus != '1' else ''}, {count} in each event"
+            lines.append(f"| {title} | {rate:.1f} | {waiting:.0%} |")
+    return "\n".join([*lines, "", *_on_paper(rates)])
+
+
+def _on_paper(rates: dict[tuple[str, str], float]) -> list[str]:
+    """Hours and Lambda's dollars, by images, memory and the objects that an event holds."""
+    lines = [
+        "| on paper | memory | SQS, Distributed Map: 100 / 1,000 functions | Lambda, x86 / arm64 "
+        "| S3 Batch Operations: 100 / 1,000 functions | Lambda, x86 / arm64 |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, images in (("1 M images", 10**6), ("100 M images", 10**8), ("1 B images", 10**9)):
+        for cpus in dict.fromkeys(cpus for cpus, _ in rates):
+            memory = 1769 * int(cpus)
+            cells = []
+            for count in ("64", "1"):  # S3 Batch Operations hands over one object at a time
+                rate = rates[cpus, count]
+                cells.append(" / ".join(_duration(images / rate / functions) for functions in (100, 1000)))
+                invocations = images / int(count) * REQUEST
+                prices = (images / rate * memory / 1024 * price + invocations for price in GB_SECOND.values())
+                cells.append(" / ".join(f"${dollars:,.{2 if dollars < 10 else 0}f}" for dollars in prices))
+            lines.append(f"| {name} | {memory:,} MB | {' | '.join(cells)} |")
+    return lines
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:,.0f} h"
 
 
 def _cost(results: Results, subjects: list[str]) -> str:

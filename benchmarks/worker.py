@@ -50,6 +50,18 @@ class Worker:
         event = json.loads((self.inputs / "event.json").read_bytes())
         return _times(lambda: self._answer(event), repeat)
 
+    def s3_batch(self, count: int) -> list[float]:
+        """Ours only: a batch of a Distributed Map, from S3 to S3; its seconds, and those spent on waiting."""
+        from handler import batch, main, telemetry
+
+        items = [{"s3": {"bucket": "photos", "key": f"{number}.jpg"}} for number in range(count)]
+        begin = clock()
+        with telemetry.request("map", "benchmark") as record:
+            answer = batch.handle({"Items": items}, main.encoder)
+        seconds = clock() - begin
+        assert answer["written"] == count, answer
+        return [seconds, record["s3_wait_ms"] / 1e3]
+
     def vector(self, image: str) -> list[float]:
         """The vector itself, to show that all subjects compute the same thing."""
         vector = self.loaded.encode([(self.inputs / f"{image}.image").read_bytes()])[0]
