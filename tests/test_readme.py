@@ -14,8 +14,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from handler import errors
+from events.generate import PHOTO
+from handler import errors, output
 from handler.config import Config
+from handler.encoder import Encoder
+from handler.s3 import Source
+from tests.aws import aws
 from tests.conftest import ROOT, free_port, wait_for
 from tests.test_errors import LEAVES
 
@@ -42,6 +46,17 @@ def port(model_dir: Path) -> Iterator[int]:
     process.wait(timeout=10)
 
 
+@pytest.fixture
+def vectors(encoder: Encoder) -> Iterator[None]:
+    """An S3 with vectors that a batch has written."""
+    with aws() as cloud:
+        cloud.s3.create_bucket(Bucket="clip-vectors")
+        rows = [output.Row(Source("shop-photos", "photo.jpg"), encoder.encode(PHOTO))]
+        body = output.to_npz(rows, encoder.fingerprint)
+        cloud.s3.put_object(Bucket="clip-vectors", Key="vectors/model/0123.npz", Body=body)
+        yield
+
+
 def _masked(output: str) -> list[str | float]:
     """Words and numbers; the hash of synthetic weights differs from one torch to the next."""
     output = re.sub(r"synthetic\.[0-9a-f]{12}\.", "synthetic.HASH.", output)
@@ -64,14 +79,12 @@ def test_the_commands_print_what_the_readme_shows(port: int, command: str, expec
 def test_the_python_examples_print_what_their_comments_say(
     port: int,
     lambda_client: httpx.Client,
+    vectors: None,
     code: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("AWS_ENDPOINT_URL_LAMBDA", str(lambda_client.base_url))
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "test")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     code = code.replace("localhost:3000", f"127.0.0.1:{port}")
     code = code.replace('"clip-image-encoder"', '"function"')  # the emulator's one name
     printed = io.StringIO()
@@ -91,7 +104,7 @@ def test_the_settings_table_is_the_configs() -> None:
     assert table.keys() == defaults.keys()
     for name, default in defaults.items():
         if not isinstance(default, Path):
-            assert table[name] == f"`{default}`"
+            assert table[name] == ("none" if default == () else f"`{default}`")
 
 
 def test_every_error_code_is_listed_under_its_status() -> None:
