@@ -11,7 +11,7 @@ EXPORTER := $(VENV)/.export-$(TORCH)
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run model test fuzz soak e2e image contents bench lint format check lock clean
+.PHONY: help run model test fuzz soak proof e2e image contents bench lint format check lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1 - /p' Makefile
@@ -40,6 +40,9 @@ fuzz: $(VENV)/.dev $(MODEL_DIR)/model.json  ## damaged files and events, 20,000 
 
 soak: $(VENV)/.dev $(MODEL_DIR)/model.json  ## 5,000 good and bad requests through the emulator (ARGS="--requests N")
 	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/python -m tests.soak $(ARGS)
+
+proof: $(VENV)/.dev $(MODEL_DIR)/model.json  ## 10,000 objects in S3 through the batch engines (ARGS="--objects N --seed S")
+	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/python -m tests.proof $(ARGS)
 
 # Lambda refuses an image index, which is what BuildKit's attestations would make of it.
 DOCKER ?= docker

@@ -1,0 +1,481 @@
+"""``python -m tests.proof``: 10,000 objects, a tenth of them bad, and what is in place at the end.
+
+Two functions under the real emulator, one writing files and one writing to an index, work through
+objects of the stand-in for S3. Their engines deliver twice and out of order, and the functions' processes
+are killed in the middle of batches. What must hold: exactly one vector, the right one, for each good
+object version; exactly one named failure for each bad one, with its code in the log; memory flat.
+"""
+
+import argparse
+import collections
+import json
+import os
+import random
+import re
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import numpy as np
+from cfnlint.decode import cfn_yaml
+from PIL import Image
+from tqdm import tqdm
+
+from events import generate
+from handler.config import Config
+from handler.encoder import load_encoder
+from handler.s3 import Source
+from tests.answers import INVOKE
+from tests.aws import aws, take_vectors
+from tests.bombs import encoded
+from tests.conftest import ROOT, emulator
+
+OUTPUTS = ("s3://vectors/proof", "s3vectors://proof/clip")
+LARGE = 20 * 2**20
+MEMORY_GROWTH = 1.05
+"""The last tenth's memory over the second tenth's, at most, in the process that lived longest."""
+BAD = {
+    "missing/": (300, "source_not_found"),
+    "denied/": (150, "source_denied"),
+    "archived/": (50, "source_denied"),
+    "truncated/": (250, "truncated_image"),
+    "text/": (150, "not_an_image"),
+    "empty/": (50, "missing_field"),
+    "large/": (10, "image_too_large"),
+    "throttled/": (20, "source_unavailable"),
+    "cut/": (10, "source_unavailable"),
+    "broken/": (10, "source_unavailable"),
+}
+"""What an object's key begins with: how many of a thousand bad ones, and the code that each must get.
+
+The last three are tried again until the engine gives up, with all that shares their batch.
+"""
+GOOD = {"photos/": 960, "throttled-once/": 30, "slow/": 1, "2024/röd sko+50 %/": 9}
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Item:
+    """One object version that an engine is told of, and what must come of it."""
+
+    source: Source
+    image: int | None
+    """Which picture it is; None: a bad one."""
+    code: str = ""
+
+
+def pictures() -> list[bytes]:
+    """Twenty-four small images of several formats, no two alike."""
+    ramp, disc = Image.linear_gradient("L"), Image.radial_gradient("L")
+    made = []
+    for n in range(24):
+        mixed = Image.merge("RGB", (ramp.rotate(15 * n), disc, ramp.rotate(-40 * n)))
+        made.append(encoded(mixed.resize((320, 240 + 4 * n)), ("JPEG", "PNG", "WEBP", "BMP")[n % 4]))
+    return made
+
+
+def fill(s3: Any, images: Sequence[bytes], count: int, rng: random.Random) -> list[Item]:
+    """Put `count` objects, a tenth of them bad, into a versioned bucket; what engines are to be told of.
+
+    One good object in twenty has two versions, each of which counts.
+    """
+    broken = {"truncated/": images[0][:-2000], "text/": b"no image", "empty/": b"", "large/": bytes(LARGE)}
+    kinds = rng.choices(list(BAD), [share for share, _ in BAD.values()], k=count // 10)
+    kinds += [kind for kind in BAD if kind not in kinds]  # one of each, however few there are
+    kinds = (kinds + rng.choices(list(GOOD), list(GOOD.values()), k=count))[:count]
+    picks = [rng.randrange(len(images)) for _ in kinds]
+    twice = [kind in GOOD and rng.random() < 0.05 for kind in kinds]
+
+    def put(number: int) -> list[Item]:
+        kind, key = kinds[number], f"{kinds[number]}{number:06}"
+        versions = []
+        for pick in (picks[number], picks[number] - 1)[: 1 + twice[number]]:
+            body = broken.get(kind, images[pick])
+            if kind != "missing/":
+                versions.append(s3.put_object(Bucket=generate.BUCKET, Key=key, Body=body)["VersionId"])
+        if kind in BAD:
+            return [Item(Source(generate.BUCKET, key), None, BAD[kind][1])]
+        if not twice[number]:
+            return [Item(Source(generate.BUCKET, key), picks[number])]
+        named = zip(versions, (picks[number], (picks[number] - 1) % len(images)), strict=True)
+        return [Item(Source(generate.BUCKET, key, version), pick) for version, pick in named]
+
+    with ThreadPoolExecutor(4) as pool:
+        made = list(tqdm(pool.map(put, range(count)), "objects", count, unit="object"))
+    return [item for items in made for item in items]
+
+
+# --- a function that dies -----------------------------------------------------------------------------
+
+
+class Function:
+    """The worker under the emulator, whose process is killed now and then while it works."""
+
+    def __init__(self, client: httpx.Client, emulator_pid: int, rng: random.Random) -> None:
+        self.client = client
+        self.emulator_pid = emulator_pid
+        self.rng = rng
+        self.danger = 0.0
+        """How likely the process dies in the middle of an invocation, though never of two in a row."""
+        self.lives = 0
+        """How often it may still die."""
+        self.kills = 0
+        self.memory: dict[int, list[float]] = collections.defaultdict(list)
+        """Megabytes resident after each invocation, by process."""
+        self._died = False
+
+    def invoke(self, event: Event, images: int, may_die: bool = True) -> Any:
+        """What the function answers; `images` is how many it names, for the choice of a moment to die."""
+        killer = None
+        if may_die and self.lives and not self._died and self.rng.random() < self.danger:
+            self.lives -= 1
+            killer = threading.Timer(self.rng.uniform(0, 0.05 * images), self._kill)
+            killer.start()
+        answer = self.client.post(INVOKE, json=event).json()
+        if killer:
+            killer.cancel()
+            killer.join()
+        self._died = bool(killer)
+        with suppress(OSError):  # no process is left
+            for pid in self._children():
+                pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+                self.memory[pid].append(pages * os.sysconf("SC_PAGESIZE") / 2**20)
+        return answer
+
+    def _kill(self) -> None:
+        for pid in self._children():
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                self.kills += 1
+
+    def _children(self) -> list[int]:
+        tasks = Path(f"/proc/{self.emulator_pid}/task").iterdir()
+        return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+
+    @property
+    def memory_growth(self) -> float:
+        longest = max(self.memory.values(), key=len)
+        tenth = max(len(longest) // 10, 1)
+        return statistics.median(longest[-tenth:]) / statistics.median(longest[tenth : 2 * tenth])
+
+
+def failed(answer: Any) -> bool:
+    """Whether an invocation ended in an error, its process's death being one."""
+    return isinstance(answer, dict) and "errorType" in answer
+
+
+# --- AWS's engines: each returns the failures it would show a person, by the object's name -------------
+
+Work = Callable[[Function, Sequence[Item], random.Random, SimpleNamespace], list[str]]
+
+
+def s3_batch(function: Function, items: Sequence[Item], rng: random.Random, cloud: Any) -> list[str]:
+    """One task an invocation, tried three times more; in the end a report of each task."""
+    todo = [(item, 0) for item in items]
+    rng.shuffle(todo)
+    report = []
+    while todo:
+        item, tries = todo.pop()
+        event = generate.s3_batch(rng.choice(["1.0", "2.0"]), item.source.key)
+        event["tasks"][0]["s3VersionId"] = item.source.version_id or None
+        answer = function.invoke(event, 1)
+        if rng.random() < 0.02:  # its answer is lost on the way
+            answer = function.invoke(event, 1)
+        code = "TemporaryFailure" if failed(answer) else answer["results"][0]["resultCode"]
+        if code == "TemporaryFailure" and tries < 3:
+            todo.insert(rng.randrange(len(todo) + 1), (item, tries + 1))
+        elif code != "Succeeded":
+            report.append(str(item.source))
+    return report
+
+
+def sqs(function: Function, items: Sequence[Item], rng: random.Random, cloud: Any) -> list[str]:
+    """Lambda's poller of a queue with the template's settings; in the end its dead-letter queue.
+
+    One message in ten is sent twice, all are out of order, and a few are none of ours.
+    """
+    settings = cfn_yaml.load(str(ROOT / "template.yaml"))["Resources"]
+    receives = settings["Queue"]["Properties"]["RedrivePolicy"]["maxReceiveCount"]
+    size = next(r["Properties"]["BatchSize"] for r in settings.values() if "BatchSize" in r["Properties"])
+    name = f"queue-{rng.random()}".replace(".", "")
+    queue, dead = (cloud.sqs.create_queue(QueueName=f"{name}{end}")["QueueUrl"] for end in ("", "-dead"))
+    arn = cloud.sqs.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": receives})
+    cloud.sqs.set_queue_attributes(QueueUrl=queue, Attributes={"RedrivePolicy": policy})
+    bodies = [_message(item.source, rng) for item in items]
+    bodies += [*rng.sample(bodies, len(bodies) // 10), json.dumps(generate.s3_test_event()), "not JSON"]
+    rng.shuffle(bodies)
+    for start in range(0, len(bodies), 10):
+        entries = [{"Id": str(n), "MessageBody": body} for n, body in enumerate(bodies[start : start + 10])]
+        cloud.sqs.send_message_batch(QueueUrl=queue, Entries=entries)
+    while messages := _receive(cloud.sqs, queue, size):
+        event = generate.sqs(*(message["Body"] for message in messages))
+        for record, message in zip(event["Records"], messages, strict=True):
+            record["messageId"] = message["MessageId"]
+        answer = function.invoke(event, len(messages))
+        again = {m["MessageId"] for m in messages}
+        if not failed(answer):
+            again = {failure["itemIdentifier"] for failure in answer["batchItemFailures"]}
+        for message in messages:
+            receipt = {"QueueUrl": queue, "ReceiptHandle": message["ReceiptHandle"]}
+            if message["MessageId"] in again:
+                cloud.sqs.change_message_visibility(**receipt, VisibilityTimeout=0)
+            else:
+                cloud.sqs.delete_message(**receipt)
+    names = set()  # a message sent twice is set aside twice
+    while messages := _receive(cloud.sqs, dead, 10):
+        names |= {_named(message["Body"]) for message in messages}
+        for message in messages:
+            cloud.sqs.delete_message(QueueUrl=dead, ReceiptHandle=message["ReceiptHandle"])
+    names.remove("not JSON")
+    return list(names)
+
+
+def _message(source: Source, rng: random.Random) -> str:
+    notification, bridged, ours = (
+        generate.s3_notification(source.key),
+        generate.s3_eventbridge(source.key),
+        generate.in_s3(source.key),
+    )
+    if source.version_id:
+        notification["Records"][0]["s3"]["object"]["versionId"] = source.version_id
+        bridged["detail"]["object"]["version-id"] = source.version_id
+        ours["s3"]["version_id"] = source.version_id
+    return json.dumps(rng.choice([notification, generate.sns(notification), bridged, ours]))
+
+
+def _named(body: str) -> str:
+    """The object that one of `_message`'s names, as a person would read it out of the dead-letter queue."""
+    from handler.batch import _sources
+
+    try:
+        (source,) = _sources(json.loads(body))
+    except ValueError:
+        return body
+    return str(source)
+
+
+def _receive(client: Any, queue: str, most: int) -> list[Any]:
+    found: list[Any] = []
+    while len(found) < most:
+        some = client.receive_message(QueueUrl=queue, MaxNumberOfMessages=min(10, most - len(found)))
+        if not (messages := some.get("Messages")):
+            break
+        found += messages
+    return found
+
+
+def distributed_map(function: Function, items: Sequence[Item], rng: random.Random, cloud: Any) -> list[str]:
+    """Batches as the template's state machine makes and retries them; in the end the run's results."""
+    resources = cfn_yaml.load(str(ROOT / "template.yaml"))["Resources"]
+    (machine,) = (r for r in resources.values() if r["Type"].endswith("StateMachine"))
+    text = str(machine["Properties"]["DefinitionString"]["Fn::Sub"])
+    size = int(re.findall(r'"MaxItemsPerBatch": (\d+)', text)[0])
+    attempts = int(re.findall(r'"MaxAttempts": (\d+)', text)[0]) + 1
+    todo = list(items)
+    rng.shuffle(todo)
+    names = []
+    for start in range(0, len(todo), size):
+        batch = todo[start : start + size]
+        wanted = [
+            {"bucket": i.source.bucket, "key": i.source.key, "version_id": i.source.version_id or None}
+            for i in batch
+        ]
+        event = {"Items": [{"s3": {k: v for k, v in s3.items() if v}} for s3 in wanted]}
+        twice = rng.random() < 0.1  # an execution of the Express kind may run more than once
+        for attempt in range(1, attempts + 1):
+            answer = function.invoke(event, len(batch), may_die=attempt < attempts)
+            if not failed(answer) and not twice:
+                break
+            twice = False
+        if failed(answer):  # it names all of them
+            names += [str(i.source) for i in batch for _ in range(_mentions(answer, i.source))]
+        else:
+            names += [error["source"] for error in answer["errors"]]
+    return names
+
+
+def _mentions(answer: Any, source: Source) -> int:
+    return str(answer["errorMessage"]).count(f" {source}: ")
+
+
+ENGINES: Mapping[str, tuple[Work, float]] = {
+    "S3 Batch Operations": (s3_batch, 0.02),
+    "SQS": (sqs, 0.2),
+    "Distributed Map": (distributed_map, 0.2),
+}
+"""And how likely a process dies in one invocation of each, until it has done so eight times."""
+
+
+# --- what is in place at the end ------------------------------------------------------------------------
+
+
+@dataclass
+class Proof:
+    """What the functions were given, and what they left."""
+
+    items: list[Item]
+    named: list[str]
+    """Every failure that an engine would show a person."""
+    vectors: list[tuple[str, np.ndarray[Any, Any]]]
+    """Every vector in place, with its object's name."""
+    codes: dict[str, set[str]]
+    """The codes that the log has for an object."""
+    expected: np.ndarray[Any, Any]
+    """The pictures' vectors [n, 512], by an encoder that nothing happens to."""
+    kills: int
+    memory: float
+    memory_growth: float
+    wrong: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Compare; `wrong` says what is not as it must be."""
+        placed = collections.Counter(name for name, _ in self.vectors)
+        named = collections.Counter(self.named)
+        vectors = dict(self.vectors)
+        for item in self.items:
+            name = str(item.source)
+            if (placed[name], named[name]) != ((0, 1) if item.image is None else (1, 0)):
+                self.wrong.append(f"{name}: {placed[name]} vectors, named as failed {named[name]} times")
+            elif item.image is None and item.code not in self.codes.get(name, ()):
+                self.wrong.append(f"{name}: {item.code} is not in the log")
+            elif item.image is not None and np.abs(vectors[name] - self.expected[item.image]).max() > 1e-5:
+                self.wrong.append(f"{name}: not its vector")
+        asked = {str(item.source) for item in self.items}
+        self.wrong += [f"{name}: nobody asked for it" for name in (placed.keys() | named.keys()) - asked]
+        if self.memory_growth > MEMORY_GROWTH:
+            self.wrong.append(f"memory grew by a factor of {self.memory_growth:.3f}")
+
+    def __str__(self) -> str:
+        bad = sum(item.image is None for item in self.items)
+        return "\n".join(
+            [
+                *self.wrong[:20],
+                f"{len(self.items):,} object versions, {bad:,} of them bad; {self.kills} processes killed",
+                f"{len(self.vectors):,} vectors in place, {len(self.named):,} failures named",
+                f"{len(self.wrong)} wrong",
+                f"memory {self.memory:.0f} MB at most; last tenth over second: {self.memory_growth:.3f}",
+            ]
+        )
+
+
+def run(model_dir: Path, folder: Path, objects: int, seed: int) -> Proof:
+    """Fill a bucket, let every engine work through its share of it for each output, and look."""
+    rng, images = random.Random(seed), pictures()
+    with _cloud() as cloud:
+        items = fill(cloud.s3, images, objects, rng)
+        rng.shuffle(items)
+        # An object's versions go to one engine, as all that an engine is told of an object would.
+        pairs = [(engine, output) for output in OUTPUTS for engine in ENGINES]
+        share = {key: rng.choice(pairs) for key in sorted({item.source.key for item in items})}
+        bar = tqdm(total=len(pairs), desc="engines", unit="engine")
+
+        def work(output: str) -> tuple[Function, list[str]]:
+            mine, names = random.Random(f"{seed}/{output}"), []
+            log = folder / output.partition(":")[0]
+            with _function(model_dir, log, output, mine) as function:
+                for engine, (engine_work, function.danger) in ENGINES.items():
+                    function.lives = 8
+                    todo = [item for item in items if share[item.source.key] == (engine, output)]
+                    names += engine_work(function, todo, mine, cloud)
+                    bar.update()
+            return function, names
+
+        with ThreadPoolExecutor(len(OUTPUTS)) as pool:
+            done = list(pool.map(work, OUTPUTS))
+        bar.close()
+        vectors = _vectors(cloud)
+    plain = load_encoder(Config(model_dir=model_dir))
+    return Proof(
+        items=items,
+        named=[name for _, names in done for name in names],
+        vectors=vectors,
+        codes=_codes(path for path in folder.iterdir()),
+        expected=np.stack([plain.encode(image) for image in images]),
+        kills=sum(function.kills for function, _ in done),
+        memory=max(max(m) for function, _ in done for m in function.memory.values()),
+        memory_growth=max(function.memory_growth for function, _ in done),
+    )
+
+
+@contextmanager
+def _cloud() -> Iterator[SimpleNamespace]:
+    with aws() as cloud:
+        for bucket in (generate.BUCKET, "vectors"):
+            cloud.s3.create_bucket(Bucket=bucket)
+        versioning = {"Status": "Enabled"}
+        cloud.s3.put_bucket_versioning(Bucket=generate.BUCKET, VersioningConfiguration=versioning)
+        cloud.s3vectors.create_vector_bucket(vectorBucketName="proof")
+        cloud.s3vectors.create_index(
+            vectorBucketName="proof",
+            indexName="clip",
+            dataType="float32",
+            dimension=512,
+            distanceMetric="cosine",
+        )
+        yield cloud
+
+
+@contextmanager
+def _function(model_dir: Path, log: Path, output: str, rng: random.Random) -> Iterator[Function]:
+    settings = {
+        "CLIP_S3_BUCKETS": generate.BUCKET,
+        "CLIP_OUTPUT": output,
+        "CLIP_MAX_IMAGE_BYTES": str(LARGE - 1),
+        "CLIP_THREADS": "1",
+    }
+    with emulator(model_dir, log, "handler.worker.handler", **settings) as (client, pid):
+        client.timeout = httpx.Timeout(600)
+        yield Function(client, pid, rng)
+
+
+def _vectors(cloud: SimpleNamespace) -> list[tuple[str, np.ndarray[Any, Any]]]:
+    """All that lies in the bucket of files and in the index."""
+    found = []
+    for file in take_vectors(cloud.s3).values():
+        columns = (file[name].tolist() for name in ("bucket", "key", "version_id"))
+        found += [
+            (str(Source(*names)), vector)
+            for names, vector in zip(zip(*columns, strict=True), file["embedding"], strict=True)
+        ]
+    listed = cloud.s3vectors.list_vectors(vectorBucketName="proof", indexName="clip", returnData=True)
+    assert "nextToken" not in listed
+    found += [(vector["key"], np.array(vector["data"]["float32"])) for vector in listed["vectors"]]
+    return found
+
+
+def _codes(logs: Iterator[Path]) -> dict[str, set[str]]:
+    codes: dict[str, set[str]] = collections.defaultdict(set)
+    for log in logs:
+        for line in log.read_text().splitlines():
+            if '"no vector"' in line:
+                found = json.loads(line[line.index("{") :])
+                codes[found["source"]].add(found["code"])
+    return codes
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.proof", description=__doc__)
+    parser.add_argument("--objects", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
+    options = parser.parse_args()
+    print(f"seed {options.seed}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        proof = run(Path(os.environ["CLIP_MODEL_DIR"]), Path(folder), options.objects, options.seed)
+    print(proof)
+    return 1 if proof.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
