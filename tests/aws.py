@@ -113,7 +113,8 @@ def aws(delay: float = 0.0, host: str = "127.0.0.1") -> Iterator[SimpleNamespace
 def take_vectors(s3: Any, bucket: str = "vectors") -> dict[str, dict[str, Any]]:
     """Every object of vectors in `bucket`, its arrays by their names; then they are gone."""
     found = {}
-    for item in s3.list_objects_v2(Bucket=bucket).get("Contents", []):
+    pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket)
+    for item in [item for page in pages for item in page.get("Contents", [])]:
         with np.load(io.BytesIO(s3.get_object(Bucket=bucket, Key=item["Key"])["Body"].read())) as file:
             found[f"s3://{bucket}/{item['Key']}"] = dict(file)
         s3.delete_object(Bucket=bucket, Key=item["Key"])

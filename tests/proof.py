@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -42,6 +43,8 @@ from tests.conftest import ROOT, emulator
 
 OUTPUTS = ("s3://vectors/proof", "s3vectors://proof/clip")
 LARGE = 20 * 2**20
+PORTION = 500
+"""Objects handed to an engine at a time: the stand-in's queues slow down with all they ever held."""
 MEMORY_GROWTH = 1.05
 """The last tenth's memory over the second tenth's, at most, in the process that lived longest."""
 BAD = {
@@ -208,18 +211,18 @@ def sqs(function: Function, items: Sequence[Item], rng: random.Random, cloud: An
     settings = cfn_yaml.load(str(ROOT / "template.yaml"))["Resources"]
     receives = settings["Queue"]["Properties"]["RedrivePolicy"]["maxReceiveCount"]
     size = next(r["Properties"]["BatchSize"] for r in settings.values() if "BatchSize" in r["Properties"])
-    name = f"queue-{rng.random()}".replace(".", "")
-    queue, dead = (cloud.sqs.create_queue(QueueName=f"{name}{end}")["QueueUrl"] for end in ("", "-dead"))
-    arn = cloud.sqs.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
-    policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": receives})
-    cloud.sqs.set_queue_attributes(QueueUrl=queue, Attributes={"RedrivePolicy": policy})
+    queue, dead = _queues(cloud.sqs, receives)
     bodies = [_message(item.source, rng) for item in items]
     bodies += [*rng.sample(bodies, len(bodies) // 10), json.dumps(generate.s3_test_event()), "not JSON"]
     rng.shuffle(bodies)
-    for start in range(0, len(bodies), 10):
-        entries = [{"Id": str(n), "MessageBody": body} for n, body in enumerate(bodies[start : start + 10])]
-        cloud.sqs.send_message_batch(QueueUrl=queue, Entries=entries)
-    while messages := _receive(cloud.sqs, queue, size):
+    while True:
+        for _ in range(size // 10 + 1):  # they come in while others are worked on
+            some, bodies = bodies[:10], bodies[10:]
+            entries = [{"Id": str(n), "MessageBody": body} for n, body in enumerate(some)]
+            if entries:
+                cloud.sqs.send_message_batch(QueueUrl=queue, Entries=entries)
+        if not (messages := _receive(cloud.sqs, queue, size)):
+            break
         event = generate.sqs(*(message["Body"] for message in messages))
         for record, message in zip(event["Records"], messages, strict=True):
             record["messageId"] = message["MessageId"]
@@ -233,11 +236,24 @@ def sqs(function: Function, items: Sequence[Item], rng: random.Random, cloud: An
                 cloud.sqs.change_message_visibility(**receipt, VisibilityTimeout=0)
             else:
                 cloud.sqs.delete_message(**receipt)
+    return _set_aside(cloud.sqs, dead)
+
+
+def _queues(client: Any, receives: int) -> tuple[str, str]:
+    name = f"queue-{uuid.uuid4()}"
+    queue, dead = (client.create_queue(QueueName=f"{name}{end}")["QueueUrl"] for end in ("", "-dead"))
+    arn = client.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": receives})
+    client.set_queue_attributes(QueueUrl=queue, Attributes={"RedrivePolicy": policy})
+    return queue, dead
+
+
+def _set_aside(client: Any, dead: str) -> list[str]:
     names = set()  # a message sent twice is set aside twice
-    while messages := _receive(cloud.sqs, dead, 10):
+    while messages := _receive(client, dead, 10):
         names |= {_named(message["Body"]) for message in messages}
         for message in messages:
-            cloud.sqs.delete_message(QueueUrl=dead, ReceiptHandle=message["ReceiptHandle"])
+            client.delete_message(QueueUrl=dead, ReceiptHandle=message["ReceiptHandle"])
     names.remove("not JSON")
     return list(names)
 
@@ -388,7 +404,8 @@ def run(model_dir: Path, folder: Path, objects: int, seed: int) -> Proof:
                 for engine, (engine_work, function.danger) in ENGINES.items():
                     function.lives = 8
                     todo = [item for item in items if share[item.source.key] == (engine, output)]
-                    names += engine_work(function, todo, mine, cloud)
+                    for start in range(0, len(todo), PORTION):
+                        names += engine_work(function, todo[start : start + PORTION], mine, cloud)
                     bar.update()
             return function, names
 
