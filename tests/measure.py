@@ -5,11 +5,14 @@ status and code, the seconds of CPU and the megabytes it took above those of the
 """
 
 import json
+import os
 import re
+import statistics
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +45,23 @@ def peak_megabytes(pid: int | str = "self") -> float:
     match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert match
     return int(match[1]) / 1024
+
+
+def resident_megabytes(pid: int | str = "self") -> float:
+    """The process's memory that is in RAM now."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+
+
+def children(parent: int) -> list[int]:
+    """The processes that `parent` started, from whichever of its threads, and that still are."""
+    tasks = Path(f"/proc/{parent}/task").iterdir()
+    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+
+
+def growth(values: Sequence[float]) -> float:
+    """The median of the last tenth over that of the second tenth: the first tenth fills caches."""
+    tenth = max(len(values) // 10, 1)
+    return statistics.median(values[-tenth:]) / statistics.median(values[tenth : 2 * tenth])
 
 
 def reset_peak() -> None:

@@ -13,7 +13,6 @@ import os
 import random
 import re
 import signal
-import statistics
 import sys
 import tempfile
 import threading
@@ -33,6 +32,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from events import generate
+from export import index
 from handler.config import Config
 from handler.encoder import load_encoder
 from handler.s3 import Source
@@ -40,6 +40,7 @@ from tests.answers import INVOKE
 from tests.aws import aws, take_vectors
 from tests.bombs import encoded
 from tests.conftest import ROOT, emulator
+from tests.measure import children, growth, resident_megabytes
 
 OUTPUTS = ("s3://vectors/proof", "s3vectors://proof/clip")
 LARGE = 20 * 2**20
@@ -151,26 +152,19 @@ class Function:
             killer.join()
         self._died = bool(killer)
         with suppress(OSError):  # no process is left
-            for pid in self._children():
-                pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-                self.memory[pid].append(pages * os.sysconf("SC_PAGESIZE") / 2**20)
+            for pid in children(self.emulator_pid):
+                self.memory[pid].append(resident_megabytes(pid))
         return answer
 
     def _kill(self) -> None:
-        for pid in self._children():
+        for pid in children(self.emulator_pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 self.kills += 1
 
-    def _children(self) -> list[int]:
-        tasks = Path(f"/proc/{self.emulator_pid}/task").iterdir()
-        return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
-
     @property
     def memory_growth(self) -> float:
-        longest = max(self.memory.values(), key=len)
-        tenth = max(len(longest) // 10, 1)
-        return statistics.median(longest[-tenth:]) / statistics.median(longest[tenth : 2 * tenth])
+        return growth(max(self.memory.values(), key=len))
 
 
 def failed(answer: Any) -> bool:
@@ -212,7 +206,8 @@ def sqs(function: Function, items: Sequence[Item], rng: random.Random, cloud: An
     receives = settings["Queue"]["Properties"]["RedrivePolicy"]["maxReceiveCount"]
     size = next(r["Properties"]["BatchSize"] for r in settings.values() if "BatchSize" in r["Properties"])
     queue, dead = _queues(cloud.sqs, receives)
-    bodies = [_message(item.source, rng) for item in items]
+    sent = {_message(item.source, rng): str(item.source) for item in items}
+    bodies = list(sent)
     bodies += [*rng.sample(bodies, len(bodies) // 10), json.dumps(generate.s3_test_event()), "not JSON"]
     rng.shuffle(bodies)
     while True:
@@ -236,7 +231,7 @@ def sqs(function: Function, items: Sequence[Item], rng: random.Random, cloud: An
                 cloud.sqs.change_message_visibility(**receipt, VisibilityTimeout=0)
             else:
                 cloud.sqs.delete_message(**receipt)
-    return _set_aside(cloud.sqs, dead)
+    return [sent[body] for body in _set_aside(cloud.sqs, dead) if body != "not JSON"]
 
 
 def _queues(client: Any, receives: int) -> tuple[str, str]:
@@ -248,14 +243,14 @@ def _queues(client: Any, receives: int) -> tuple[str, str]:
     return queue, dead
 
 
-def _set_aside(client: Any, dead: str) -> list[str]:
-    names = set()  # a message sent twice is set aside twice
+def _set_aside(client: Any, dead: str) -> set[str]:
+    bodies = set()  # a message sent twice is set aside twice
     while messages := _receive(client, dead, 10):
-        names |= {_named(message["Body"]) for message in messages}
+        bodies |= {message["Body"] for message in messages}
         for message in messages:
             client.delete_message(QueueUrl=dead, ReceiptHandle=message["ReceiptHandle"])
-    names.remove("not JSON")
-    return list(names)
+    assert "not JSON" in bodies
+    return bodies
 
 
 def _message(source: Source, rng: random.Random) -> str:
@@ -269,17 +264,6 @@ def _message(source: Source, rng: random.Random) -> str:
         bridged["detail"]["object"]["version-id"] = source.version_id
         ours["s3"]["version_id"] = source.version_id
     return json.dumps(rng.choice([notification, generate.sns(notification), bridged, ours]))
-
-
-def _named(body: str) -> str:
-    """The object that one of `_message`'s names, as a person would read it out of the dead-letter queue."""
-    from handler.batch import _sources
-
-    try:
-        (source,) = _sources(json.loads(body))
-    except ValueError:
-        return body
-    return str(source)
 
 
 def _receive(client: Any, queue: str, most: int) -> list[Any]:
@@ -433,14 +417,7 @@ def _cloud() -> Iterator[SimpleNamespace]:
             cloud.s3.create_bucket(Bucket=bucket)
         versioning = {"Status": "Enabled"}
         cloud.s3.put_bucket_versioning(Bucket=generate.BUCKET, VersioningConfiguration=versioning)
-        cloud.s3vectors.create_vector_bucket(vectorBucketName="proof")
-        cloud.s3vectors.create_index(
-            vectorBucketName="proof",
-            indexName="clip",
-            dataType="float32",
-            dimension=512,
-            distanceMetric="cosine",
-        )
+        index.create("proof", "clip", 512)
         yield cloud
 
 

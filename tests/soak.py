@@ -10,7 +10,6 @@ import base64
 import json
 import os
 import random
-import statistics
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from events import generate
 from tests import bombs
 from tests.answers import INVOKE
 from tests.conftest import emulator
+from tests.measure import children, growth, resident_megabytes
 
 MEMORY_GROWTH = 1.05
 """The last tenth's memory over the second tenth's, at most. The first tenth fills caches."""
@@ -101,17 +101,13 @@ class Soak:
     refused: int = 0
     wrong: list[str] = field(default_factory=list)
 
-    def growth(self, values: list[float]) -> float:
-        tenth = max(len(values) // 10, 1)
-        return statistics.median(values[-tenth:]) / statistics.median(values[tenth : 2 * tenth])
-
     @property
     def memory_growth(self) -> float:
-        return self.growth(self.memory)
+        return growth(self.memory)
 
     @property
     def latency_growth(self) -> float:
-        return self.growth(self.latency)
+        return growth(self.latency)
 
     @property
     def passed(self) -> bool:
@@ -138,7 +134,7 @@ def run(client: httpx.Client, emulator_pid: int, requests: int, seed: int) -> So
     rng, soak, images = random.Random(seed), Soak(), pictures()
     made = [bombs.REFUSED[name]() for name in BOMBS]
     vectors = [_invoke(client, {"image": base64.b64encode(data).decode()})["embedding"] for data in images]
-    runtime = _child(emulator_pid)
+    (runtime,) = children(emulator_pid)
     for number in range(requests):
         if rng.random() < 0.4:
             soak.refused += 1
@@ -153,7 +149,7 @@ def run(client: httpx.Client, emulator_pid: int, requests: int, seed: int) -> So
                 soak.latency.append(time.perf_counter() - start)
             if _vectors(answer) != [vectors[i] for i in indices]:
                 soak.wrong.append(f"request {number}: other vectors: {str(answer)[:200]}")
-        soak.memory.append(_resident_megabytes(runtime))
+        soak.memory.append(resident_megabytes(runtime))
     return soak
 
 
@@ -178,17 +174,6 @@ def _vectors(answer: Any) -> list[Any]:
         return [answer["embedding"]]
     batch: list[Any] = answer.get("embeddings", [] if "fingerprint" in answer else [answer])
     return batch
-
-
-def _child(parent: int) -> int:
-    """The one process that `parent` started, from whichever of its threads."""
-    tasks = Path(f"/proc/{parent}/task").iterdir()
-    (child,) = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
-    return child
-
-
-def _resident_megabytes(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
 
 
 def main() -> int:

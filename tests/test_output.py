@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from events.generate import in_s3, s3_batch, s3_notification, sqs
-from export import images
+from export import images, index
 from handler import direct, output, s3
 from handler.encoder import Encoder
 from handler.errors import OutputUnavailable
@@ -35,8 +35,7 @@ def worker(encoder: Encoder, cloud: SimpleNamespace, photo: bytes) -> Encoder:
     other = images.encoded(images.photograph("rocket"), "PNG")
     for key, body in zip(KEYS, (photo, other, photo), strict=True):
         cloud.s3.put_object(Bucket="photos", Key=key, Body=body)
-    cloud.s3vectors.create_vector_bucket(vectorBucketName="vectors")
-    cloud.s3vectors.create_index(**INDEX, dataType="float32", dimension=512, distanceMetric="cosine")
+    index.create("vectors", "clip", 512)
     return with_settings(encoder, s3_buckets=("photos",), output="s3://vectors/run")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from events.generate import PHOTO
+from export import index
 from handler.encoder import Embedding
 from tests.answers import assert_same
 from tests.aws import aws
@@ -32,14 +33,7 @@ def standin() -> Iterator[SimpleNamespace]:
             if key != "missing.jpg":
                 body = b"no image" if key == "text.jpg" else PHOTO
                 standin.s3.put_object(Bucket="photos", Key=key, Body=body)
-        standin.s3vectors.create_vector_bucket(vectorBucketName="shop")
-        standin.s3vectors.create_index(
-            vectorBucketName="shop",
-            indexName="clip",
-            dataType="float32",
-            dimension=512,
-            distanceMetric="cosine",
-        )
+        index.create("shop", "clip", 512)
         yield standin
 
 

@@ -24,6 +24,7 @@ from handler import errors
 from handler.errors import RequestError
 from handler.image import decode, preprocess
 from tests.fuzz.corpus import images
+from tests.measure import resident_megabytes
 
 MEMORY = 1200 * 2**20
 """Bytes that a case may take above what the loaded service has."""
@@ -128,10 +129,6 @@ def _check_vector(vector: Any) -> None:
     array = np.asarray(vector, np.float64)
     if array.shape != (512,) or not np.isfinite(array).all() or abs(np.linalg.norm(array) - 1) > 1e-5:
         raise Wrong(f"not 512 finite numbers of unit length: {array.shape}, {np.linalg.norm(array)}")
-
-
-def resident_megabytes() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
 
 
 def limit_memory(more: int) -> None:
