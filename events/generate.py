@@ -27,6 +27,7 @@ REQUEST_ID, TRACE = "c6af9ac6-7b61-11e6-9a41-93e8deadbeef", "Root=1-65f0c1f2-3d6
 TIME, EPOCH = "12/Mar/2024:21:00:00 +0000", 1710277200000
 OWNER, SEQUENCER = "A3NL1KOZZKExample", "0065F0C1F2A1B2C3D4"
 ETAG = hashlib.md5(PHOTO).hexdigest()  # noqa: S324  # what S3's is, of an object put in one piece
+RUN = "2024-03-12T21:00:00.000Z_a6c2b6a5-8f5d-4b0e-9d5a-1f7f5c9b1a77"
 BUCKET, KEY, VERSION = "photos", "2024/red shoe.jpg", "L4kqtJlcpXroDTDmpUMLUbHrqQ1B_HrQ"
 
 
@@ -55,7 +56,7 @@ def events() -> dict[str, Event]:
         "s3_eventbridge.json": s3_eventbridge(),
         "sqs_s3.json": sqs(s3_notification(), sns(s3_notification()), s3_eventbridge(), in_s3()),
         "sqs_s3_malformed.json": sqs(in_s3(), s3_test_event(), "not JSON"),
-        "map_batch.json": {"Items": [in_s3(), {"image": f"s3://{BUCKET}/{KEY}"}]},
+        "map_batch.json": map_batch(in_s3(), {"image": f"s3://{BUCKET}/{KEY}"}),
         "bad_not_an_image.json": {"image": base64.b64encode(b"This is a text, not an image.").decode()},
         "bad_base64.json": {"image": "this is not base64!"},
         "bad_unknown_keys.json": {"picture": "c2VjcmV0", "size": 512},
@@ -275,6 +276,11 @@ def s3_batch(schema: str, *keys: str, version: str | None = None) -> Event:
             for n, key in enumerate(keys or [KEY])
         ],
     }
+
+
+def map_batch(*items: Any, run: str = RUN) -> Event:
+    """A batch of the template's Distributed Map, which names the run that it belongs to."""
+    return {"BatchInput": {"run": run}, "Items": list(items)}
 
 
 def encoded(key: str) -> str:

@@ -2,22 +2,39 @@
 
 S3 Batch Operations, SQS, S3 notifications (from S3 or by EventBridge) and Step Functions Distributed
 Map. Retries are theirs: a failure that may pass is handed back, and doing a thing twice does no harm.
+
+Whatever names an object without a version means the object as it is now, and after each event the
+output holds what the bucket holds: one vector for an image, none for anything else. Engines deliver
+twice, late and in any order, so an event is never believed: a notification only says that a key
+changed, the object is read, its vector written or removed, and then the object is looked at once
+more. If it changed in between, someone newer may have written before us, and the engine tries again.
 """
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import unquote_plus
 
-from handler import output, schemas, telemetry
+from handler import output, s3, schemas, telemetry
 from handler.encoder import Embedding, Encoder
-from handler.errors import ClipError, InvalidEvent, InvalidField, ServiceError
+from handler.errors import (
+    ClipError,
+    InvalidEvent,
+    InvalidField,
+    OutputRefused,
+    ServiceError,
+    SourceDenied,
+    SourceNotAllowed,
+    SourceNotFound,
+)
 from handler.s3 import Source
 
 log = logging.getLogger("clip")
 
 Parsed = TypeVar("Parsed")
+Wanted = dict[Source, bool]
+"""Objects, and whether someone asks for their vectors by name; else they are said to have changed."""
 Outcomes = dict[Source, Embedding | ClipError]
 
 
@@ -55,22 +72,19 @@ def handle(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
 def _s3_batch(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
     """S3 Batch Operations, schema 1.0 and 2.0: a code and a text for each task."""
     tasks = [(task, _attempt(_task_source, task)) for task in _list(event, "tasks")]
-    sources = list(dict.fromkeys(source for _, source in tasks if isinstance(source, Source)))
-    outcomes: Outcomes = {}
+    wanted = {source: True for _, source in tasks if isinstance(source, Source)}
     try:
-        outcomes = _encode(sources, encoder)
-        output.write([_group(sources, outcomes)], encoder)
-    except ServiceError as error:  # of each task that has no error of its own: it can be tried again
-        told = {source: o for source, o in outcomes.items() if isinstance(o, ClipError)}
-        outcomes = {source: told.get(source, error) for source in sources}
-    written, results = output.location(sources, encoder), []
+        outcomes = _process(wanted, encoder)
+    except ServiceError as error:  # of all of them alike: the model is not what it says
+        outcomes = dict.fromkeys(wanted, error)
+    results = []
     for task, source in tasks:
         outcome = outcomes[source] if isinstance(source, Source) else source
-        code, text = "Succeeded", ""
+        code, text = "Succeeded", output.location(source, encoder) if isinstance(source, Source) else ""
         if isinstance(outcome, ClipError):
             code = "TemporaryFailure" if outcome.retryable else "PermanentFailure"
             text = str(outcome)
-        results.append({"taskId": task.get("taskId"), "resultCode": code, "resultString": text or written})
+        results.append({"taskId": task.get("taskId"), "resultCode": code, "resultString": text})
     return {
         "invocationSchemaVersion": event["invocationSchemaVersion"],
         "treatMissingKeysAs": "PermanentFailure",
@@ -84,44 +98,54 @@ def _sqs(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
     messages = [
         (record.get("messageId"), _attempt(_message_sources, record)) for record in _list(event, "Records")
     ]
-    wanted = [source for _, sources in messages if isinstance(sources, list) for source in sources]
-    outcomes = _encode(wanted, encoder)
-    # An object for each, not for all: delivered again, a message comes with other companions.
-    output.write([_group([source], outcomes) for source in outcomes], encoder)
+    wanted = _merged(sources for _, sources in messages if not isinstance(sources, ClipError))
+    failures = _failures(_process(wanted, encoder), wanted)
     failed = []
     for message, sources in messages:
         if isinstance(sources, ClipError):
             _log_failure(f"message {message}", sources)
-        if isinstance(sources, ClipError) or any(isinstance(outcomes[s], ClipError) for s in sources):
+        if isinstance(sources, ClipError) or not failures.keys().isdisjoint(sources):
             failed.append({"itemIdentifier": message})
     return {"batchItemFailures": failed}
 
 
 def _s3_event(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
     """A notification without a queue: failures are raised: Lambda tries again, then sets them aside."""
-    outcomes = _encode(_sources(event), encoder)
-    output.write([_group([source], outcomes) for source in outcomes], encoder)
-    _raise_failures(outcomes, retryable_only=False)
-    return {"written": len(outcomes)}
+    wanted = _sources(event)
+    outcomes = _process(wanted, encoder)
+    _raise_failures(_failures(outcomes, wanted), of=len(outcomes))
+    removed = sum(isinstance(outcome, ClipError) for outcome in outcomes.values())
+    return {"written": len(outcomes) - removed, "removed": removed}
 
 
 def _map(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
     """A batch of a Distributed Map: failures that may pass are raised, for its Retry; others are named."""
     items = [_attempt(_item_source, item) for item in _list(event, "Items", object)]
-    outcomes = _encode((item for item in items if isinstance(item, Source)), encoder)
-    sources = list(outcomes)
+    wanted = {item: True for item in items if isinstance(item, Source)}
+    file = _run_file(event, wanted, encoder)
+    outcomes = _process(wanted, encoder, file)
     results = [outcomes[item] if isinstance(item, Source) else item for item in items]
     errors = schemas.batch_errors(results)
     for error in errors:
         error["source"] = str(items[error["index"]]) if isinstance(items[error["index"]], Source) else None
+    failures = _failures(outcomes, wanted)
+    if any(error.retryable for error in failures.values()):
+        _raise_failures(failures, of=len(outcomes))
     if encoder.config.output == "caller":
-        _raise_failures(outcomes, retryable_only=True)
         return {"embeddings": schemas.batch_floats(results), "errors": errors}
-    group = _group(sources, outcomes)
-    output.write([group], encoder)
-    _raise_failures(outcomes, retryable_only=True)
-    place = output.location(sources, encoder) if group.rows else None
-    return {"written": len(group.rows), "output": place, "errors": errors}
+    written = len(outcomes) - len(failures)
+    if not written and any(isinstance(error, OutputRefused) for error in failures.values()):
+        raise OutputRefused("the output refuses every vector of the batch: the log says why")
+    place = file or encoder.config.output
+    return {"written": written, "output": place if written else None, "errors": errors}
+
+
+def _run_file(event: Mapping[str, Any], wanted: Wanted, encoder: Encoder) -> str:
+    """The file of the batch in the folder of its run; empty where its objects have places of their own."""
+    match event.get("BatchInput"):
+        case {"run": str(run)} if encoder.config.output != "caller":
+            return output.run_file(run, list(wanted), encoder)
+    return ""
 
 
 # --- what they name ---------------------------------------------------------------------------------
@@ -141,7 +165,7 @@ def _item_source(item: object) -> Source:
     return source
 
 
-def _message_sources(record: Mapping[str, Any]) -> list[Source]:
+def _message_sources(record: Mapping[str, Any]) -> Wanted:
     return _sources(_from_json(record.get("body")))
 
 
@@ -152,7 +176,7 @@ def _from_json(text: object) -> object:
         raise InvalidEvent(f"the message is not JSON ({type(error).__name__})") from None
 
 
-def _sources(message: object) -> list[Source]:
+def _sources(message: object) -> Wanted:
     """The objects that a message names: S3's own, by way of SNS or EventBridge or not, or `{"s3": ...}`.
 
     Raises:
@@ -162,30 +186,34 @@ def _sources(message: object) -> list[Source]:
         case {"Type": "Notification", "Message": str(text)}:  # SNS
             return _sources(_from_json(text))
         case {"Event": "s3:TestEvent"}:  # sent once, when notifications are set up
-            return []
+            return {}
         case {"Records": [*records]}:
-            return [source for record in records for source in _record_sources(record)]
+            return {_record_source(record): False for record in records}
         # EventBridge gives keys as they are; S3's own notifications percent-encode them.
-        case {
-            "detail-type": str(what),
-            "detail": {"bucket": {"name": bucket}, "object": {"key": key, **more}},
-        }:
-            return [] if "Delet" in what else [_source(bucket, key, more.get("version-id"))]
+        case {"detail-type": str(), "detail": {"bucket": {"name": bucket}, "object": {"key": key}}}:
+            return {_source(bucket, key): False}
         case {"s3": wanted, **rest} if not rest:
-            return [_item_source({"s3": wanted})]
+            return {_item_source({"s3": wanted}): True}
     raise InvalidEvent('expected an S3 notification (as it is, or by SNS or EventBridge) or {"s3": {...}}')
 
 
-def _record_sources(record: object) -> list[Source]:
+def _record_source(record: object) -> Source:
+    """The object that changed; its version is left out, being the current one no more when this is late."""
     match record:
-        case {"eventName": str(what)} if what.startswith(("ObjectRemoved:", "LifecycleExpiration:")):
-            return []  # no image is left
-        case {"s3": {"bucket": {"name": bucket}, "object": {"key": str(key), **more}}}:
-            return [_source(bucket, unquote_plus(key), more.get("versionId"))]
+        case {"s3": {"bucket": {"name": bucket}, "object": {"key": str(key)}}}:
+            return _source(bucket, unquote_plus(key))
     raise InvalidEvent("a record of an S3 notification names no object")
 
 
-def _source(bucket: object, key: object, version_id: object) -> Source:
+def _merged(messages: Iterable[Wanted]) -> Wanted:
+    merged: Wanted = {}
+    for wanted in messages:
+        for source, by_name in wanted.items():
+            merged[source] = by_name or merged.get(source, False)
+    return merged
+
+
+def _source(bucket: object, key: object, version_id: object = None) -> Source:
     if not (isinstance(bucket, str) and isinstance(key, str) and isinstance(version_id, str | None)):
         raise InvalidEvent("a bucket, a key or a version is not a text")
     return Source(bucket, key, version_id or "")
@@ -209,19 +237,40 @@ def _attempt(parse: Callable[[Any], Parsed], item: object) -> Parsed | ClipError
 # --- what is common to all --------------------------------------------------------------------------
 
 
-def _encode(sources: Iterable[Source], encoder: Encoder) -> Outcomes:
-    """Encode every source once, however often it is named; failures are logged one by one."""
-    unique = list(dict.fromkeys(sources))
-    outcomes = dict(zip(unique, encoder.encode_batch(unique), strict=True))
-    for source, outcome in outcomes.items():
-        if isinstance(outcome, ClipError):
-            _log_failure(str(source), outcome)
+def _process(wanted: Wanted, encoder: Encoder, file: str = "") -> Outcomes:
+    """Encode every source once, however often it is named, and make the output hold what came of it.
+
+    Vectors go into `file`, or each to a place of its own. Failures are logged one by one.
+    """
+    sources = list(wanted)
+    outcomes = dict(zip(sources, encoder.encode_batch(sources), strict=True))
+    if encoder.config.output != "caller":
+        outcomes |= _write(outcomes, encoder, file)
+    failures = _failures(outcomes, wanted)
+    for source, error in failures.items():
+        _log_failure(str(source), error)
+    telemetry.note(images=len(sources), failed=len(failures))
     return outcomes
 
 
-def _group(sources: Sequence[Source], outcomes: Outcomes) -> output.Group:
-    rows = [output.Row(s, e) for s in sources if not isinstance(e := outcomes[s], ClipError)]
-    return output.Group(sources, rows)
+def _write(encoded: Outcomes, encoder: Encoder, file: str) -> dict[Source, ClipError]:
+    """Write each vector, remove each that should not be, and look again; the errors met on the way."""
+    entries = []
+    for source, outcome in encoded.items():
+        if not isinstance(outcome, ClipError):
+            entries.append(output.Entry(source, outcome))
+        elif _has_no_vector(outcome):
+            entries.append(output.Entry(source, None))
+    errors = output.write(entries, encoder, file)
+    if file:  # a run's file says when each object was read: a reader lets the latest reading count
+        return errors
+    written = [entry.source for entry in entries if entry.source not in errors]
+    return errors | s3.changed([source for source in written if not source.version_id])
+
+
+def _has_no_vector(error: ClipError) -> bool:
+    """Whether `error` says that the object is gone, or no image: not that it could not be looked at."""
+    return not error.retryable and not isinstance(error, SourceDenied | SourceNotAllowed)
 
 
 def _log_failure(source: str, error: ClipError) -> None:
@@ -230,10 +279,18 @@ def _log_failure(source: str, error: ClipError) -> None:
     log.warning("no vector", extra={"fields": fields})
 
 
-def _raise_failures(outcomes: Outcomes, *, retryable_only: bool) -> None:
+def _failures(outcomes: Outcomes, wanted: Wanted) -> dict[Source, ClipError]:
+    """The errors; that an object is gone is none where it was only said to have changed."""
+    return {
+        source: outcome
+        for source, outcome in outcomes.items()
+        if isinstance(outcome, ClipError) and (wanted[source] or not isinstance(outcome, SourceNotFound))
+    }
+
+
+def _raise_failures(failures: Mapping[Source, ClipError], of: int) -> None:
     """Raise one error for all, of a retryable kind if there is one; the good ones are written already."""
-    failures = [(s, e) for s, e in outcomes.items() if isinstance(e, ClipError)]
-    failures.sort(key=lambda failure: not failure[1].retryable)
-    if failures and (failures[0][1].retryable or not retryable_only):
-        named = "; ".join(f"{source}: {error}" for source, error in failures)
-        raise type(failures[0][1])(f"{len(failures)} of {len(outcomes)} failed: {named}")
+    if failures:
+        ordered = sorted(failures.items(), key=lambda failure: not failure[1].retryable)
+        named = "; ".join(f"{source}: {error}" for source, error in ordered)
+        raise type(ordered[0][1])(f"{len(ordered)} of {of} failed: {named}")

@@ -10,7 +10,7 @@ from typing import Self
 ENGINES = ("auto", "onnx", "torch")
 PRECISIONS = ("fp32", "int8")
 PROFILES = ("openai", "corrected")
-OUTPUTS = r"caller|s3://[a-z0-9.-]+(/.*)?|s3vectors://[a-z0-9.-]+/[a-z0-9.-]+"
+OUTPUTS = r"caller|s3://[a-z0-9.-]{3,63}(/.*)?|s3vectors://[a-z0-9.-]{3,63}/[a-z0-9.-]{3,63}"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 

@@ -28,7 +28,9 @@
         ├── ModelUnhealthy       model_unhealthy         503  yes
         ├── Overloaded           overloaded              503  yes
         ├── SourceUnavailable    source_unavailable      503  yes
-        └── OutputUnavailable    output_unavailable      503  yes
+        ├── SourceChanged        source_changed          503  yes
+        ├── OutputUnavailable    output_unavailable      503  yes
+        └── OutputRefused        output_refused          500  no
 
 ``detail`` is written for the caller: what was wrong and what to send instead. It never holds
 payloads, paths or the names of internals. ``code`` is the class's name in snake case.
@@ -167,5 +169,15 @@ class SourceUnavailable(ServiceError, status=503):
     """S3 throttled the download, failed, or took too long."""
 
 
+class SourceChanged(ServiceError, status=503):
+    """An S3 object was replaced or removed while its vector was made."""
+
+
 class OutputUnavailable(ServiceError, status=503):
-    """Vectors could not be written to ``CLIP_OUTPUT``."""
+    """A vector could not be written to ``CLIP_OUTPUT``, which may take it later."""
+
+
+class OutputRefused(ServiceError, status=500):
+    """``CLIP_OUTPUT`` refuses this one vector, and would refuse it again."""
+
+    retryable = False

@@ -1,65 +1,95 @@
-"""Vectors out: where ``CLIP_OUTPUT`` says, under names made of what went in, so that a retry overwrites."""
+"""Vectors out: where ``CLIP_OUTPUT`` says, under names made of what went in, so that a repeat overwrites.
+
+In an index of S3 Vectors each object has one vector, under `vector_key`. In a bucket each object has a
+file of its own, ``<prefix>/<fingerprint>/objects/<hash of its name>.npz``, or shares one with its batch of a
+Distributed Map, ``<prefix>/<fingerprint>/runs/<run>/<hash of its names>.npz``. An object that has no vector
+any more is deleted from an index; a file names it in ``removed``.
+"""
 
 import hashlib
 import io
 import json
 import logging
-from collections.abc import Sequence
-from typing import NamedTuple
+import re
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from handler import s3, schemas
 from handler.encoder import Embedding, Encoder
-from handler.errors import OutputUnavailable
+from handler.errors import ClipError, InvalidEvent, OutputRefused, OutputUnavailable
 
-PER_PUT = 500
-"""Vectors that S3 Vectors takes in one request."""
+PER_REQUEST = 500
+"""Vectors that S3 Vectors puts or deletes in one request."""
 
 log = logging.getLogger("clip")
 
 
-class Row(NamedTuple):
-    """One vector and where its image lies."""
+class Entry(NamedTuple):
+    """What an output should hold for one object."""
 
     source: s3.Source
-    embedding: Embedding
+    embedding: Embedding | None
+    """None: nothing, the object has no vector any more."""
 
 
-class Group(NamedTuple):
-    """What one S3 object will hold: `rows`, those of the `sources` asked for that could be encoded."""
-
-    sources: Sequence[s3.Source]
-    rows: Sequence[Row]
+Send = Callable[[Sequence[Entry], Encoder], object]
+"""One request that writes all of the entries, or raises."""
 
 
-def write(groups: Sequence[Group], encoder: Encoder) -> None:
-    """Write every row to ``CLIP_OUTPUT``; when this returns, they are there.
+def write(entries: Sequence[Entry], encoder: Encoder, file: str = "") -> dict[s3.Source, ClipError]:
+    """Write every entry to ``CLIP_OUTPUT``; what is in no error of the answer is there, or is gone.
+
+    `file`, from `run_file`, takes all of them; without one each object has a place of its own.
+    An entry fails alone: OutputUnavailable may pass, OutputRefused will not. To write twice does no harm.
+    """
+    sound = [entry for entry in entries if entry.embedding is None or np.isfinite(entry.embedding).all()]
+    refused = {entry.source for entry in entries} - {entry.source for entry in sound}
+    errors: dict[s3.Source, ClipError] = {
+        source: OutputRefused("the vector holds a number that is not finite") for source in refused
+    }
+    return errors | _send(sound, encoder, file)
+
+
+def _send(entries: Sequence[Entry], encoder: Encoder, file: str) -> dict[s3.Source, ClipError]:
+    if file:
+        return _attempt(partial(_put_file, place=file), entries, encoder)
+    if is_index(encoder):
+        vectors = [entry for entry in entries if entry.embedding is not None]
+        removed = [entry for entry in entries if entry.embedding is None]
+        return _in_requests(_put_vectors, vectors, encoder) | _in_requests(_delete_vectors, removed, encoder)
+    errors: dict[s3.Source, ClipError] = {}
+    for failed in s3.threads().map(lambda entry: _attempt(_put_own_file, [entry], encoder), entries):
+        errors |= failed
+    return errors
+
+
+def is_index(encoder: Encoder) -> bool:
+    """Whether ``CLIP_OUTPUT`` is an index of S3 Vectors."""
+    return encoder.config.output.startswith("s3vectors://")
+
+
+def location(source: s3.Source, encoder: Encoder) -> str:
+    """Where the vector of `source` is written: the file of its own, or the index."""
+    if is_index(encoder):
+        return encoder.config.output
+    return f"{_folder(encoder)}/objects/{_hash(str(source))}.npz"
+
+
+def run_file(run: str, sources: Sequence[s3.Source], encoder: Encoder) -> str:
+    """The file of a run's batch, which asks for `sources`; empty where the output is an index.
 
     Raises:
-        OutputUnavailable: some or all could not be written; writing all of them again does no harm.
+        InvalidEvent: `run` cannot be the name of a folder.
     """
-    groups = [group for group in groups if group.rows]
-    try:
-        if encoder.config.output.startswith("s3://"):
-            list(s3.threads().map(lambda group: _put_object(group, encoder), groups))
-        else:
-            _put_vectors([row for group in groups for row in group.rows], encoder)
-    except Exception as error:  # boto3's errors have no common base
-        log.warning("%s cannot be written: %s: %s", encoder.config.output, type(error).__name__, error)
-        raise OutputUnavailable("the vectors could not be written: the log says why") from error
-
-
-def location(sources: Sequence[s3.Source], encoder: Encoder) -> str:
-    """Where the vectors of `sources`, asked for together, are written.
-
-    An object ``<prefix>/<fingerprint>/<hash of the sources>.npz``, or the index.
-    """
-    if not encoder.config.output.startswith("s3://"):
-        return encoder.config.output
+    if not re.fullmatch(r"[^/\s\ud800-\udfff]{1,200}", run):
+        raise InvalidEvent("BatchInput.run must have 1 to 200 characters, none of them a slash or a space")
+    if is_index(encoder):
+        return ""
     names = json.dumps([str(source) for source in sources])  # a key may hold any character
-    name = hashlib.sha256(names.encode()).hexdigest()[:32]
-    return f"{encoder.config.output.rstrip('/')}/{encoder.fingerprint}/{name}.npz"
+    return f"{_folder(encoder)}/runs/{run}/{_hash(names)}.npz"
 
 
 def vector_key(source: s3.Source) -> str:
@@ -68,45 +98,122 @@ def vector_key(source: s3.Source) -> str:
     return name if len(name) <= 1024 else f"sha256:{hashlib.sha256(name.encode()).hexdigest()}"
 
 
-def to_npz(rows: Sequence[Row], fingerprint: str) -> bytes:
-    """Rows -> a NumPy archive of ``bucket``, ``key``, ``version_id``, ``etag`` [n], ``embedding`` [n, 512].
+def to_npz(entries: Sequence[Entry], encoder: Encoder) -> bytes:
+    """Entries -> a NumPy archive, which ``numpy.load`` reads without pickle.
 
-    ``fingerprint`` is one for all. ``numpy.load`` reads it without pickle.
+    ``name``, ``bucket``, ``key``, ``version_id``, ``etag``, ``read_at`` [n], ``embedding`` [n, 512];
+    ``removed``, ``removed_at`` [m]: the names of objects found to have no vector any more;
+    ``fingerprint``. Times are in seconds since 1970, taken before the object was read.
     """
     file = io.BytesIO()
-    sources = [row.source for row in rows]
+    rows = [entry for entry in entries if entry.embedding is not None]
+    sources = [entry.source for entry in rows]
+    size = encoder.model.embedding_size
+    removed = [entry.source for entry in entries if entry.embedding is None]
     np.savez(
         file,
-        bucket=np.array([source.bucket for source in sources]),
-        key=np.array([source.key for source in sources]),
-        version_id=np.array([source.version_id for source in sources]),
-        etag=np.array([source.etag for source in sources]),
-        embedding=np.stack([row.embedding for row in rows]),
-        fingerprint=np.array(fingerprint),
+        name=np.array([str(source) for source in sources], np.str_),
+        bucket=np.array([source.bucket for source in sources], np.str_),
+        key=np.array([source.key for source in sources], np.str_),
+        version_id=np.array([source.version_id for source in sources], np.str_),
+        etag=np.array([source.etag for source in sources], np.str_),
+        read_at=np.array([source.read_at for source in sources], np.float64),
+        embedding=np.array([entry.embedding for entry in rows], np.float32).reshape(len(rows), size),
+        removed=np.array([str(source) for source in removed], np.str_),
+        removed_at=np.array([source.read_at for source in removed], np.float64),
+        fingerprint=np.array(encoder.fingerprint),
     )
     return file.getvalue()
 
 
-def _put_object(group: Group, encoder: Encoder) -> None:
-    bucket, _, key = location(group.sources, encoder).removeprefix("s3://").partition("/")
-    body = to_npz(group.rows, encoder.fingerprint)
+def _folder(encoder: Encoder) -> str:
+    return f"{encoder.config.output.rstrip('/')}/{encoder.fingerprint}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+# --- one request, and what is made of its failure ------------------------------------------------------
+
+
+def _attempt(send: Send, entries: Sequence[Entry], encoder: Encoder) -> dict[s3.Source, ClipError]:
+    """Send `entries`; the error of each where it fails, which is one for all of them."""
+    if not entries:
+        return {}
+    try:
+        send(entries, encoder)
+    except Exception as error:  # noqa: BLE001  # AWS's refusals, botocore's and urllib3's
+        problem = _as_clip_error(error)
+        log.warning("%s cannot be written: %s: %s", encoder.config.output, type(error).__name__, error)
+        return {entry.source: problem for entry in entries}
+    return {}
+
+
+def _in_requests(send: Send, entries: Sequence[Entry], encoder: Encoder) -> dict[s3.Source, ClipError]:
+    """Send `entries` in as few requests as may be.
+
+    A request that is refused is sent again in halves, until what is at fault stands alone.
+    """
+    half = len(entries) // 2
+    errors: dict[s3.Source, ClipError] = {}
+    if len(entries) <= PER_REQUEST:
+        errors = _attempt(send, entries, encoder)
+        refused = any(isinstance(error, OutputRefused) for error in errors.values())
+        if not refused or len(entries) == 1:
+            return errors
+    return _in_requests(send, entries[:half], encoder) | _in_requests(send, entries[half:], encoder)
+
+
+_MISSING = {"NoSuchBucket", "NotFoundException"}
+"""Codes for an output that does not exist, or not yet: the fault of no vector."""
+
+
+def _as_clip_error(error: Exception) -> ClipError:
+    code, _ = s3.answered(error)
+    unfit = type(error).__name__ == "ParamValidationError"  # botocore's own, before anything is sent
+    if not unfit and (s3.may_pass(error) or code in _MISSING):
+        return OutputUnavailable("the vector could not be written: the log says why")
+    return OutputRefused("the output refuses the vector: the log says why")
+
+
+# --- what is sent -------------------------------------------------------------------------------------
+
+
+def _put_file(entries: Sequence[Entry], encoder: Encoder, place: str) -> None:
+    bucket, _, key = place.removeprefix("s3://").partition("/")
+    body = to_npz(entries, encoder)
     s3.client("s3").put_object(Bucket=bucket, Key=key, Body=body, ContentType="application/octet-stream")
 
 
-def _put_vectors(rows: Sequence[Row], encoder: Encoder) -> None:
+def _put_own_file(entries: Sequence[Entry], encoder: Encoder) -> None:
+    (entry,) = entries
+    _put_file(entries, encoder, location(entry.source, encoder))
+
+
+def _put_vectors(entries: Sequence[Entry], encoder: Encoder) -> None:
+    vectors = [_vector(entry, encoder.fingerprint) for entry in entries]
+    s3.client("s3vectors").put_vectors(**_index(encoder), vectors=vectors)
+
+
+def _delete_vectors(entries: Sequence[Entry], encoder: Encoder) -> None:
+    keys = [vector_key(entry.source) for entry in entries]
+    s3.client("s3vectors").delete_vectors(**_index(encoder), keys=keys)
+
+
+def _index(encoder: Encoder) -> dict[str, str]:
     bucket, _, index = encoder.config.output.removeprefix("s3vectors://").partition("/")
-    for start in range(0, len(rows), PER_PUT):
-        vectors = [_vector(row, encoder.fingerprint) for row in rows[start : start + PER_PUT]]
-        s3.client("s3vectors").put_vectors(vectorBucketName=bucket, indexName=index, vectors=vectors)
+    return {"vectorBucketName": bucket, "indexName": index}
 
 
-def _vector(row: Row, fingerprint: str) -> dict[str, object]:
-    source = row.source
+def _vector(entry: Entry, fingerprint: str) -> dict[str, Any]:
+    source, embedding = entry
+    assert embedding is not None
     metadata = {"bucket": source.bucket, "key": source.key, "etag": source.etag, "fingerprint": fingerprint}
     if source.version_id:
         metadata["version_id"] = source.version_id
     return {
         "key": vector_key(source),
-        "data": {"float32": schemas.to_floats(row.embedding)},
+        "data": {"float32": schemas.to_floats(embedding)},
         "metadata": metadata,
     }

@@ -3,8 +3,9 @@
 import logging
 import re
 import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
@@ -16,6 +17,7 @@ from handler.errors import (
     ClipError,
     ImageTooLarge,
     InvalidField,
+    SourceChanged,
     SourceDenied,
     SourceNotAllowed,
     SourceNotFound,
@@ -40,7 +42,9 @@ class Source:
     key: str
     version_id: str = ""
     etag: str = field(default="", compare=False)
-    """What S3 said when the object was read; empty before."""
+    """What S3 said when the object was read; empty before, and where there is no such object."""
+    read_at: float = field(default=0.0, compare=False)
+    """When reading began, in seconds since 1970; 0 before."""
 
     def __post_init__(self) -> None:
         """Refuse what can name no object.
@@ -84,6 +88,33 @@ def fetch(images: Iterable[bytes | ClipError | Source], config: Config) -> Itera
         yield _finish(ahead.popleft())
 
 
+def changed(sources: Sequence[Source]) -> dict[Source, ClipError]:
+    """Look at each source once more: the errors of those that are not what they were when they were read.
+
+    SourceChanged: replaced, removed or made since. SourceDenied, SourceUnavailable: S3 does not say.
+    """
+    with telemetry.timed("s3_wait_ms"):
+        now = zip(sources, threads().map(_look, sources), strict=True)
+        errors = {source: _difference(source, found) for source, found in now}
+    return {source: error for source, error in errors.items() if error}
+
+
+def _look(source: Source) -> str | ClipError:
+    """The ETag of the object as it is now; empty where there is none."""
+    try:
+        head = client("s3").head_object(Bucket=source.bucket, Key=source.key)
+    except Exception as error:  # noqa: BLE001  # as in `_read`
+        problem = _as_clip_error(source, error)
+        return "" if isinstance(problem, SourceNotFound) else problem
+    return str(head["ETag"]).strip('"')
+
+
+def _difference(source: Source, found: str | ClipError) -> ClipError | None:
+    if isinstance(found, ClipError):
+        return found
+    return None if found == source.etag else SourceChanged("the object changed meanwhile: try again")
+
+
 def client(service: str) -> Any:
     """A boto3 client, made at first use: importing boto3 takes 0.2 s, which only S3 events pay."""
     with _one_at_a_time:
@@ -125,13 +156,14 @@ def _finish(image: bytes | ClipError | Future[bytes | ClipError]) -> bytes | Cli
 
 def _read(source: Source, limit: int) -> bytes | ClipError:
     version = {"VersionId": source.version_id} if source.version_id else {}
+    source.read_at = time.time()
     try:
         response = client("s3").get_object(Bucket=source.bucket, Key=source.key, **version)
         with response["Body"] as body:
+            source.etag = response["ETag"].strip('"')
             # The answer's head says how much would follow; nothing of it has been read yet.
             if (size := response["ContentLength"]) > limit:
                 return ImageTooLarge(f"the image has {size:,} bytes, the limit is {limit:,}")
-            source.etag = response["ETag"].strip('"')
             data: bytes = body.read()
             return data
     except Exception as error:  # noqa: BLE001  # S3's refusals, botocore's and urllib3's: no common base
@@ -141,20 +173,34 @@ def _read(source: Source, limit: int) -> bytes | ClipError:
 _CREDENTIALS = {"ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"}
 _PASSING = {"RequestTimeout", "SlowDown", "RequestTimeTooSkewed", "OperationAborted", *_CREDENTIALS}
 """Codes that come with a 4xx and are no fault of the object's."""
+_NO_NAME = {"KeyTooLongError", "InvalidURI", "InvalidBucketName", "InvalidArgument"}
+"""Codes for a name that no object, or no version, can have. What is not there for certain loses its
+vector (see `batch`), so a refusal that is not understood must not be taken for absence."""
 
 
 def _as_clip_error(source: Source, error: Exception) -> ClipError:
     """What S3 answered -> what the caller should do: give up, or try again."""
-    response = getattr(error, "response", None) or {}
-    code = str(response.get("Error", {}).get("Code", ""))
-    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
-    passing = code in _PASSING or "Throttl" in code or status in (429, 500, 502, 503, 504)
+    code, status = answered(error)
     if code == "InvalidObjectState":
         return SourceDenied("the object is archived: restore it first")
-    encrypted = code.startswith("KMS.") or code == "InvalidRequest"  # under a key we have no use of
-    if (status in (401, 403) or encrypted) and not passing:
-        return SourceDenied("S3 denies the object to this service: its role lacks s3:GetObject, or its key")
-    if 400 <= status < 500 and not passing:
+    if may_pass(error):
+        log.warning("%s cannot be read: %s: %s", source, type(error).__name__, error)
+        return SourceUnavailable("S3 did not deliver the object: try again")
+    if status in (404, 405) or code in _NO_NAME:  # 405: the version is a delete marker
         return SourceNotFound("there is no such object, or no such version of it")
+    # Among them "KMS." and "InvalidRequest": encrypted under a key that this service may not use.
     log.warning("%s cannot be read: %s: %s", source, type(error).__name__, error)
-    return SourceUnavailable("S3 did not deliver the object: try again")
+    return SourceDenied("S3 denies the object to this service: its role lacks s3:GetObject, or its key")
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether AWS may answer otherwise when the same is asked again: no answer, its own fault, a throttle."""
+    code, status = answered(error)
+    return code in _PASSING or "Throttl" in code or status == 429 or not 400 <= status < 500
+
+
+def answered(error: Exception) -> tuple[str, int]:
+    """AWS's error code and HTTP status; ``""`` and 500 where it did not answer."""
+    response = getattr(error, "response", None) or {}
+    code = str(response.get("Error", {}).get("Code", ""))
+    return code, int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500))

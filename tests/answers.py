@@ -90,7 +90,7 @@ def check_answer_from_s3(name: str, answer: Any, vector: Embedding, s3: Any) -> 
             # The batch names one object in two ways.
             assert answer == {"written": 1, "output": names[0], "errors": []}
         case _:
-            assert answer == {"written": 1}
+            assert answer == {"written": 1, "removed": 0}
     assert len(written) == (0 if name.startswith("direct") else 1)
     for file in written.values():
         assert (*file["bucket"], *file["key"]) == (BUCKET, KEY)

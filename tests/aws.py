@@ -4,6 +4,7 @@
 """
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -35,6 +36,8 @@ SLOW, CUT, HUGE = "slow/", "cut/", "huge/"
 """Read after a second; to the half, then the connection ends; a terabyte, of which no byte ever comes."""
 BROKEN_OUTPUT = "/no-space/"
 """The bucket that takes nothing."""
+UNWRITABLE = "unwritable/"
+"""What a key begins with whose vector may not be written, to a file or to an index."""
 
 
 class Faulty:
@@ -50,6 +53,10 @@ class Faulty:
         key = path.lstrip("/").partition("/")[2]
         if environ["REQUEST_METHOD"] == "PUT" and path.startswith(BROKEN_OUTPUT) and key:
             return _refuse(start_response, *FAULTS["broken/"])
+        if environ["REQUEST_METHOD"] == "PUT" and key.endswith(".npz") and _is_unwritable(environ):
+            return _refuse(start_response, *FAULTS["denied/"])
+        if path == "/PutVectors" and _holds_unwritable(environ):
+            return _refuse_json(start_response, "403 Forbidden", "AccessDeniedException")
         if environ["REQUEST_METHOD"] != "GET" or not key:
             return self.moto(environ, start_response)  # type: ignore[no-any-return]
         self.reads[path] += 1
@@ -69,6 +76,35 @@ class Faulty:
 def _refuse(start_response: Any, status: str, code: str) -> list[bytes]:
     body = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
     start_response(status, [("Content-Type", "text/xml"), ("Content-Length", str(len(body)))])
+    return [body]
+
+
+def _body(environ: dict[str, Any]) -> bytes:
+    """The request's body, which can be read again afterwards."""
+    body: bytes = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+    environ["wsgi.input"] = io.BytesIO(body)
+    return body
+
+
+def _is_unwritable(environ: dict[str, Any]) -> bool:
+    with np.load(io.BytesIO(_body(environ))) as file:
+        return any(key.startswith(UNWRITABLE) for key in file["key"].tolist())
+
+
+def _holds_unwritable(environ: dict[str, Any]) -> bool:
+    """S3 Vectors refuses a request whole if one vector of it is refused."""
+    vectors = json.loads(_body(environ))["vectors"]
+    return any(vector["metadata"]["key"].startswith(UNWRITABLE) for vector in vectors)
+
+
+def _refuse_json(start_response: Any, status: str, code: str) -> list[bytes]:
+    body = json.dumps({"message": code}).encode()
+    head = [
+        ("x-amzn-ErrorType", code),
+        ("Content-Type", "application/json"),
+        ("Content-Length", str(len(body))),
+    ]
+    start_response(status, head)
     return [body]
 
 

@@ -4,6 +4,8 @@ import contextlib
 import copy
 import json
 import random
+from collections.abc import Callable, Iterator
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,10 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from events import generate
-from events.generate import in_s3, s3_batch, s3_eventbridge, s3_notification, sns, sqs
-from handler import direct
+from events.generate import in_s3, map_batch, s3_batch, s3_eventbridge, s3_notification, sns, sqs
+from export import images
+from handler import direct, s3
 from handler.encoder import Embedding, Encoder
-from handler.errors import ClipError, InvalidEvent, ModelUnhealthy, SourceNotFound, SourceUnavailable
+from handler.errors import (
+    ClipError,
+    InvalidEvent,
+    ModelUnhealthy,
+    NotAnImage,
+    SourceChanged,
+    SourceUnavailable,
+)
 from tests.answers import assert_same
 from tests.aws import take_vectors
 from tests.conftest import with_settings
@@ -45,12 +55,17 @@ def nothing_written(cloud: SimpleNamespace) -> None:
     take_vectors(cloud.s3)
 
 
-def check_written(cloud: SimpleNamespace, vector: Embedding, *objects: list[str]) -> None:
-    """So many objects of vectors, each of these keys."""
+def check_written(
+    cloud: SimpleNamespace, vector: Embedding, *keys: str, removed: tuple[str, ...] = ()
+) -> None:
+    """A file for each of `keys` with this vector, and one for each of `removed` that says so."""
     written = take_vectors(cloud.s3).values()
-    assert sorted(file["key"].tolist() for file in written) == sorted(objects)
+    assert sorted(key for file in written for key in file["key"].tolist()) == sorted(keys)
+    names = sorted(name for file in written for name in file["removed"].tolist())
+    assert names == sorted(f"s3://photos/{key}" for key in removed)
+    assert len(written) == len(keys) + len(removed)
     for file in written:
-        assert_same(file["embedding"], np.stack([vector] * len(file["key"])))
+        assert_same(file["embedding"], np.tile(vector, (len(file["key"]), 1)))
 
 
 # --- S3 Batch Operations ------------------------------------------------------------------------------
@@ -73,16 +88,16 @@ def test_s3_batch_answers_each_task(
     assert [result["taskId"] for result in results] == [task["taskId"] for task in event["tasks"]]
     permanent = ["source_not_found", "source_denied", "not_an_image", "truncated_image"]
     refused = ["invalid_event", "invalid_event", "source_not_allowed"]
-    name = results[0]["resultString"]
-    assert name.startswith("s3://vectors/run/")
+    name, other = results[0]["resultString"], results[1]["resultString"]
+    assert name.startswith(f"s3://vectors/run/{worker.fingerprint}/objects/")
     assert [(result["resultCode"], result["resultString"].partition(": ")[0]) for result in results] == [
-        *[("Succeeded", name)] * 2,
+        *[("Succeeded", name), ("Succeeded", other)],
         *[("PermanentFailure", code) for code in permanent],
         ("TemporaryFailure", "source_unavailable"),
         ("Succeeded", name),
         *[("PermanentFailure", code) for code in refused],
     ]
-    check_written(cloud, vector, list(GOOD))
+    check_written(cloud, vector, *GOOD, removed=("missing", "text", "cut"))
 
 
 def test_s3_batch_takes_the_version_that_the_task_names(
@@ -92,7 +107,7 @@ def test_s3_batch_takes_the_version_that_the_task_names(
     cloud.s3.put_object(Bucket="photos", Key="v", Body=b"no image any more")
     (result,) = direct.invoke(s3_batch("2.0", "v", version=version), None, worker)["results"]
     assert result["resultCode"] == "Succeeded"
-    check_written(cloud, vector, ["v"])
+    check_written(cloud, vector, "v")
 
 
 # --- SQS ----------------------------------------------------------------------------------------------
@@ -113,11 +128,12 @@ def test_sqs_hands_back_the_messages_that_failed_and_no_others(
         s3_notification("gone", what="ObjectRemoved:Delete"),
         s3_notification("gone", what="LifecycleExpiration:Delete"),
         s3_eventbridge("gone", what="Object Deleted"),
+        s3_notification(one, "never-there"),  # made and removed before this was read
         {"Records": []},
     ]
     bad: list[Any] = [
         *("not JSON", "", "[]", "null", "1", "[" * 100_000, "9" * 5000, '{"s3": {}}', '{"Records": [7]}'),
-        *(in_s3("missing"), in_s3("throttled/x"), s3_notification(one, "missing"), in_s3("\ud800")),
+        *(in_s3("missing"), in_s3("throttled/x"), s3_notification(one, "text"), in_s3("\ud800")),
         *(
             sns(s3_notification()) | {"Message": "not JSON"},
             {**in_s3(one), "image": "x"},
@@ -131,11 +147,12 @@ def test_sqs_hands_back_the_messages_that_failed_and_no_others(
     failed = [record["messageId"] for record in event["Records"]]
     del failed[5 : 5 + len(good)]
     assert answer == {"batchItemFailures": [{"itemIdentifier": message} for message in failed]}
-    check_written(cloud, vector, [one], [two])
+    check_written(cloud, vector, one, two, removed=("gone", "never-there", "missing", "text"))
     assert len(caplog.messages) >= len(bad)
     assert "no vector" in caplog.messages
     (request,) = [record for record in caplog.records if record.message == "request"]
-    assert vars(request)["fields"]["images"] == 5  # however often each is named
+    assert vars(request)["fields"]["images"] == 8  # however often each is named
+    assert vars(request)["fields"]["failed"] == 4  # not what is only said to have changed, and is gone
 
 
 @pytest.mark.parametrize("body", [None, 7, {"s3": {}}])
@@ -153,16 +170,131 @@ def test_a_notification_raises_what_failed_after_the_good_are_written(
     worker: Encoder, cloud: SimpleNamespace, vector: Embedding
 ) -> None:
     with pytest.raises(SourceUnavailable) as caught:
-        direct.invoke(s3_notification("missing", GOOD[0], "throttled/x", GOOD[1]), None, worker)
+        direct.invoke(s3_notification("text", GOOD[0], "throttled/x", GOOD[1]), None, worker)
     assert caught.value.detail.startswith("2 of 4 failed: s3://photos/throttled/x: source_unavailable: ")
-    assert "s3://photos/missing: source_not_found: " in caught.value.detail
-    check_written(cloud, vector, [GOOD[0]], [GOOD[1]])
-    with pytest.raises(SourceNotFound):
-        direct.invoke(s3_eventbridge("missing"), None, worker)
-    assert direct.invoke(s3_notification(*GOOD), None, worker) == {"written": 2}
-    assert direct.invoke(s3_eventbridge(GOOD[0]), None, worker) == {"written": 1}
-    assert direct.invoke(s3_eventbridge(GOOD[0], what="Object Deleted"), None, worker) == {"written": 0}
-    check_written(cloud, vector, [GOOD[0]], [GOOD[1]])
+    assert "s3://photos/text: not_an_image: " in caught.value.detail
+    check_written(cloud, vector, *GOOD, removed=("text",))
+    with pytest.raises(NotAnImage):
+        direct.invoke(s3_eventbridge("text"), None, worker)
+    assert direct.invoke(s3_notification(*GOOD), None, worker) == {"written": 2, "removed": 0}
+    assert direct.invoke(s3_eventbridge("missing"), None, worker) == {"written": 0, "removed": 1}
+    check_written(cloud, vector, *GOOD, removed=("text", "missing"))
+
+
+# --- a notification means: this key changed --------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "told", [s3_notification, s3_eventbridge, partial(s3_notification, what="ObjectRemoved:Delete")]
+)
+def test_the_object_as_it_is_now_is_what_counts_and_not_what_is_said_of_it(
+    worker: Encoder, cloud: SimpleNamespace, vector: Embedding, photo: bytes, told: Callable[[str], Any]
+) -> None:
+    first = cloud.s3.put_object(Bucket="photos", Key="changing", Body=b"no image yet")["VersionId"]
+    cloud.s3.put_object(Bucket="photos", Key="changing", Body=photo)
+    event = told("changing")
+    if "Records" in event:
+        event["Records"][0]["s3"]["object"]["versionId"] = first
+    else:
+        event["detail"]["object"]["version-id"] = first
+    assert direct.invoke(sqs(event), None, worker) == {"batchItemFailures": []}
+    check_written(cloud, vector, "changing")
+    cloud.s3.put_object(Bucket="photos", Key="changing", Body=b"no image any more")
+    assert len(direct.invoke(sqs(event), None, worker)["batchItemFailures"]) == 1
+    check_written(cloud, vector, removed=("changing",))
+    cloud.s3.delete_object(Bucket="photos", Key="changing")
+    assert direct.invoke(sqs(event), None, worker) == {"batchItemFailures": []}
+    check_written(cloud, vector, removed=("changing",))
+
+
+@contextlib.contextmanager
+def before_writing(act: Callable[[], object]) -> Iterator[None]:
+    """Do `act` once, when the vector is made and its file not yet written."""
+    events = s3.client("s3").meta.events
+    done: list[bool] = []
+
+    def once(**_: object) -> None:
+        if not done:
+            done.append(True)
+            act()
+
+    events.register("before-call.s3.PutObject", once)
+    try:
+        yield
+    finally:
+        events.unregister("before-call.s3.PutObject", once)
+    assert done
+
+
+def _remade(cloud: SimpleNamespace, key: str, body: bytes | None) -> Callable[[], object]:
+    if body is None:
+        return lambda: cloud.s3.delete_object(Bucket="photos", Key=key)
+    return lambda: cloud.s3.put_object(Bucket="photos", Key=key, Body=body)
+
+
+@pytest.mark.parametrize("start", [b"photo", b"no image", None], ids=["image", "text", "nothing"])
+@pytest.mark.parametrize("end", [b"another text", None, b"photo"], ids=["text", "nothing", "image"])
+def test_an_object_that_changes_meanwhile_is_handed_back(
+    worker: Encoder, cloud: SimpleNamespace, photo: bytes, start: bytes | None, end: bytes | None
+) -> None:
+    start, end = (photo if body == b"photo" else body for body in (start, end))
+    event = sqs(s3_notification("racing"), s3_notification(GOOD[0]))
+    racing = [{"itemIdentifier": event["Records"][0]["messageId"]}]
+    _remade(cloud, "racing", start)()
+    with before_writing(_remade(cloud, "racing", end)):
+        answer = direct.invoke(event, None, worker)
+    changed = start != end
+    assert answer["batchItemFailures"] == (racing if changed or start == b"no image" else [])
+    for told in (s3_notification("racing"), {"Items": [in_s3("racing")]}):
+        _remade(cloud, "racing", start)()
+        with (
+            pytest.raises(SourceChanged) if changed else contextlib.nullcontext(),
+            before_writing(_remade(cloud, "racing", end)),
+        ):
+            direct.invoke(told, None, worker)
+
+
+def test_two_deliveries_that_end_in_the_wrong_order(
+    worker: Encoder, cloud: SimpleNamespace, vector: Embedding, photo: bytes
+) -> None:
+    """The one that read the old image writes last: its message comes again, and then all is well."""
+    old = images.encoded(images.photograph("rocket"), "PNG")
+    cloud.s3.put_object(Bucket="photos", Key="twice", Body=old)
+    event = sqs(s3_notification("twice"))
+
+    def overtaken() -> None:
+        cloud.s3.put_object(Bucket="photos", Key="twice", Body=photo)
+        assert direct.invoke(event, None, worker) == {"batchItemFailures": []}
+
+    with before_writing(overtaken):
+        answer = direct.invoke(event, None, worker)
+    (file,) = take_vectors(cloud.s3).values()
+    assert_same(file["embedding"][0], worker.encode(old))  # wrong, for now
+    assert len(answer["batchItemFailures"]) == 1
+    assert direct.invoke(event, None, worker) == {"batchItemFailures": []}
+    check_written(cloud, vector, "twice")
+
+
+def test_a_version_that_is_named_is_an_object_of_its_own(
+    worker: Encoder, cloud: SimpleNamespace, vector: Embedding, photo: bytes
+) -> None:
+    version = cloud.s3.put_object(Bucket="photos", Key="versions", Body=photo)["VersionId"]
+    message = in_s3("versions")
+    message["s3"]["version_id"] = version
+    cloud.s3.put_object(Bucket="photos", Key="versions", Body=b"no image")
+    event = sqs(message, s3_notification("versions"))
+    assert len(direct.invoke(event, None, worker)["batchItemFailures"]) == 1
+    check_written(cloud, vector, "versions", removed=("versions",))
+    cloud.s3.delete_object(Bucket="photos", Key="versions", VersionId=version)
+    assert len(direct.invoke(sqs(message), None, worker)["batchItemFailures"]) == 1
+    (file,) = take_vectors(cloud.s3).values()
+    assert file["removed"].tolist() == [f"{version}@s3://photos/versions"]
+
+
+def test_what_cannot_be_looked_at_keeps_its_vector(worker: Encoder, cloud: SimpleNamespace) -> None:
+    event = sqs(*map(s3_notification, ("denied/x", "throttled/x", "broken/x")))
+    assert len(direct.invoke(event, None, worker)["batchItemFailures"]) == 3
+    assert take_vectors(cloud.s3) == {}
 
 
 # --- Distributed Map ----------------------------------------------------------------------------------
@@ -184,15 +316,17 @@ def test_a_map_names_what_failed_for_good_and_raises_what_may_pass(
     worker: Encoder, cloud: SimpleNamespace, vector: Embedding
 ) -> None:
     items = [in_s3(GOOD[0]), *BAD_ITEMS, f"s3://photos/{GOOD[1]}"]
-    answer = direct.invoke({"Items": items, "BatchInput": {}}, None, worker)
+    answer = direct.invoke(map_batch(*items), None, worker)
     assert answer["written"] == 2
     assert [(error["index"], error["code"]) for error in answer["errors"]] == list(enumerate(CODES, start=1))
     sources = [error["source"] for error in answer["errors"]]
     assert sources == [None] * 5 + ["s3://photos/missing", "s3://photos/text"]
-    assert list(take_vectors(cloud.s3)) == [answer["output"]]
-    with pytest.raises(SourceUnavailable, match="3 of 5 failed: s3://photos/throttled/x: "):
-        direct.invoke({"Items": [in_s3("throttled/x"), *items]}, None, worker)
-    check_written(cloud, vector, list(GOOD))
+    ((name, file),) = take_vectors(cloud.s3).items()
+    assert (name, file["key"].tolist()) == (answer["output"], list(GOOD))
+    for event in ({"Items": [in_s3("throttled/x"), *items]}, map_batch(in_s3("throttled/x"), *items)):
+        with pytest.raises(SourceUnavailable, match="3 of 5 failed: s3://photos/throttled/x: "):
+            direct.invoke(event | {"BatchInput": {}}, None, worker)
+    check_written(cloud, vector, *GOOD, removed=("missing", "text"))
 
 
 def test_a_map_may_have_its_vectors_back(worker: Encoder, cloud: SimpleNamespace, vector: Embedding) -> None:

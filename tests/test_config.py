@@ -37,7 +37,9 @@ def test_by_default_no_bucket_is_read_and_nothing_is_written() -> None:
     assert (Config().s3_buckets, Config().output) == ((), "caller")
 
 
-@pytest.mark.parametrize("output", ["caller", "s3://b", "s3://b/", "s3://b/a prefix/", "s3vectors://b-1/i.2"])
+@pytest.mark.parametrize(
+    "output", ["caller", "s3://bbb", "s3://bbb/", "s3://bbb/a prefix/", "s3vectors://b-1/i.2"]
+)
 def test_every_form_of_output(output: str) -> None:
     assert Config.from_env({"CLIP_OUTPUT": output}).output == output
 
@@ -51,6 +53,8 @@ def test_every_form_of_output(output: str) -> None:
         ("CLIP_THREADS", "-1", "CLIP_THREADS must be at least 0, not -1"),
         ("CLIP_OUTPUT", "vectors/run", "CLIP_OUTPUT must be caller, s3://bucket/prefix or s3vectors://"),
         ("CLIP_OUTPUT", "s3://", "CLIP_OUTPUT must be"),
+        ("CLIP_OUTPUT", "s3://ab", "CLIP_OUTPUT must be"),
+        ("CLIP_OUTPUT", "s3vectors://bucket/ab", "CLIP_OUTPUT must be"),
         ("CLIP_OUTPUT", "s3vectors://bucket", "CLIP_OUTPUT must be"),
         ("CLIP_OUTPUT", "s3vectors://bucket/index/more", "CLIP_OUTPUT must be"),
         ("CLIP_LOG_LEVEL", "chatty", "CLIP_LOG_LEVEL must be one of"),

@@ -51,8 +51,8 @@ def vectors(encoder: Encoder) -> Iterator[None]:
     """An S3 with vectors that a batch has written."""
     with aws() as cloud:
         cloud.s3.create_bucket(Bucket="clip-vectors")
-        rows = [output.Row(Source("shop-photos", "photo.jpg"), encoder.encode(PHOTO))]
-        body = output.to_npz(rows, encoder.fingerprint)
+        entries = [output.Entry(Source("shop-photos", "photo.jpg"), encoder.encode(PHOTO))]
+        body = output.to_npz(entries, encoder)
         cloud.s3.put_object(Bucket="clip-vectors", Key="vectors/model/0123.npz", Body=body)
         yield
 
