@@ -37,7 +37,8 @@ SLOW, CUT, HUGE = "slow/", "cut/", "huge/"
 BROKEN_OUTPUT = "/no-space/"
 """The bucket that takes nothing."""
 UNWRITABLE = "unwritable/"
-"""What a key begins with whose vector may not be written, to a file or to an index."""
+"""What a key begins with whose vector may not be written, to a file of its own or to an index; and a run,
+to whose folder nothing may be written."""
 
 
 class Faulty:
@@ -53,7 +54,7 @@ class Faulty:
         key = path.lstrip("/").partition("/")[2]
         if environ["REQUEST_METHOD"] == "PUT" and path.startswith(BROKEN_OUTPUT) and key:
             return _refuse(start_response, *FAULTS["broken/"])
-        if environ["REQUEST_METHOD"] == "PUT" and key.endswith(".npz") and _is_unwritable(environ):
+        if environ["REQUEST_METHOD"] == "PUT" and key.endswith(".npz") and _is_unwritable(key, environ):
             return _refuse(start_response, *FAULTS["denied/"])
         if path == "/PutVectors" and _holds_unwritable(environ):
             return _refuse_json(start_response, "403 Forbidden", "AccessDeniedException")
@@ -86,7 +87,10 @@ def _body(environ: dict[str, Any]) -> bytes:
     return body
 
 
-def _is_unwritable(environ: dict[str, Any]) -> bool:
+def _is_unwritable(name: str, environ: dict[str, Any]) -> bool:
+    """Whether the policy of the bucket of vectors denies the file `name`; it does not look into a run's."""
+    if "/objects/" not in name:
+        return f"/runs/{UNWRITABLE}" in name
     with np.load(io.BytesIO(_body(environ))) as file:
         return any(key.startswith(UNWRITABLE) for key in file["key"].tolist())
 

@@ -228,9 +228,10 @@ def test_a_refused_vector_is_each_engine_s_permanent_failure(
     answer = direct.invoke(map_batch(in_s3(KEYS[0]), in_s3(key)), None, to_index)
     assert (answer["written"], [error["code"] for error in answer["errors"]]) == (1, ["output_refused"])
     # In a run's folder the batch is one file: where that is refused nothing is written, and the batch fails.
-    for encoder, items in ((worker, [in_s3(KEYS[0]), in_s3(key)]), (to_index, [in_s3(key)])):
+    unwritable = map_batch(in_s3(KEYS[0]), in_s3(KEYS[1]), run=UNWRITABLE.rstrip("/"))
+    for encoder, event in ((worker, unwritable), (to_index, map_batch(in_s3(key)))):
         with pytest.raises(OutputRefused, match="every vector of the batch"):
-            direct.invoke(map_batch(*items), None, encoder)
+            direct.invoke(event, None, encoder)
 
 
 @pytest.mark.parametrize("where", ["s3://vectors/run", "s3vectors://vectors/clip"])

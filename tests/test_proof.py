@@ -9,9 +9,10 @@ import pytest
 
 from handler.s3 import Source
 from tests import proof
-from tests.proof import Item, Proof
+from tests.proof import GONE, Item, Proof, newest
 
 RED, BLUE, TEXT = Source("photos", "red"), Source("photos", "blue", "v2"), Source("photos", "text")
+REMOVED, SPOILED = Source("photos", "removed"), Source("photos", "spoiled")
 
 
 def test_hundreds_of_objects_through_every_engine(model_dir: Path, tmp_path: Path) -> None:
@@ -25,10 +26,18 @@ def test_hundreds_of_objects_through_every_engine(model_dir: Path, tmp_path: Pat
 def sound() -> Proof:
     """What a run without fault leaves."""
     return Proof(
-        items=[Item(RED, 0), Item(BLUE, 1), Item(TEXT, None, "not_an_image")],
-        named=[str(TEXT)],
+        items=[
+            *(
+                Item(RED, 0),
+                Item(BLUE, 1),
+                Item(TEXT, None, "not_an_image"),
+                Item(REMOVED, None, "", (GONE,)),
+            ),
+            Item(SPOILED, None, "not_an_image", (proof.TEXT,)),
+        ],
+        named=[str(TEXT), str(SPOILED), str(SPOILED)],
         vectors=[(str(RED), np.eye(2, 512)[0]), (str(BLUE), np.eye(2, 512)[1])],
-        codes={str(TEXT): {"not_an_image"}},
+        codes={str(TEXT): {"not_an_image"}, str(SPOILED): {"not_an_image"}},
         expected=np.eye(2, 512),
         kills=0,
         memory=500,
@@ -48,6 +57,9 @@ def test_a_sound_run_is_found_sound(sound: Proof) -> None:
         ({"vectors": [(str(s), np.eye(2, 512)[0]) for s in (RED, BLUE)]}, "blue: not its vector"),
         ({"named": []}, "text: 0 vectors, named as failed 0 times"),
         ({"named": [str(TEXT)] * 2}, "text: 0 vectors, named as failed 2 times"),
+        ({"named": [str(TEXT)]}, "spoiled: 0 vectors, named as failed 0 times"),
+        ({"named": [str(TEXT), str(SPOILED), str(REMOVED)]}, "removed: 0 vectors, named as failed 1 times"),
+        ({"vectors": [(str(REMOVED), np.eye(2, 512)[0])]}, "removed: 1 vectors, named as failed 0 times"),
         ({"named": [str(TEXT), str(RED)]}, "red: 1 vectors, named as failed 1 times"),
         ({"named": [str(TEXT), "s3://photos/other"]}, "other: nobody asked for it"),
         ({"codes": {str(TEXT): {"truncated_image"}}}, "text: not_an_image is not in the log"),
@@ -56,3 +68,26 @@ def test_a_sound_run_is_found_sound(sound: Proof) -> None:
 )
 def test_what_is_not_right_is_found(sound: Proof, change: dict[str, object], wrong: str) -> None:
     assert wrong in str(dataclasses.replace(sound, wrong=[], **change))  # type: ignore[arg-type]
+
+
+def _file(*rows: tuple[str, float], removed: tuple[tuple[str, float], ...] = ()) -> dict[str, object]:
+    return {
+        "name": [name for name, _ in rows],
+        "read_at": [time for _, time in rows],
+        "embedding": [np.full(512, time) for _, time in rows],
+        "removed": [name for name, _ in removed],
+        "removed_at": [time for _, time in removed],
+    }
+
+
+def test_of_each_name_the_latest_reading_counts_and_doubles_in_one_folder_are_seen() -> None:
+    files = {
+        "runs/1/a": _file(("red", 1), ("blue", 4), ("text", 2)),
+        "runs/2/a": _file(("red", 3)),
+        "objects/red": _file(("red", 2)),
+        "objects/blue": _file(removed=(("blue", 3),)),
+        "objects/text": _file(removed=(("text", 5),)),
+    }
+    assert {(name, vector[0]) for name, vector in newest(files)} == {("red", 3), ("blue", 4)}
+    files["runs/2/b"] = _file(("red", 2.5))
+    assert sorted(name for name, _ in newest(files)) == ["blue", "red", "red"]
