@@ -19,6 +19,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:  # the standard library's name
         self._answer(self.photograph)
 
+    def do_HEAD(self) -> None:
+        self._answer(b"")
+
     def do_PUT(self) -> None:
         if self.headers.get("Expect") == "100-continue":
             self.send_response_only(100)

@@ -6,6 +6,7 @@
 import io
 import json
 import os
+import random
 import subprocess
 import sys
 import time
@@ -36,6 +37,9 @@ SLOW, CUT, HUGE = "slow/", "cut/", "huge/"
 """Read after a second; to the half, then the connection ends; a terabyte, of which no byte ever comes."""
 BROKEN_OUTPUT = "/no-space/"
 """The bucket that takes nothing."""
+CHANGING = "changing/"
+"""What a key begins with whose vector takes up to a second to be written or removed, however it falls out:
+of two that write it, the later one is often done first."""
 UNWRITABLE = "unwritable/"
 """What a key begins with whose vector may not be written, to a file of its own or to an index; and a run,
 to whose folder nothing may be written."""
@@ -52,14 +56,36 @@ class Faulty:
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         path = str(environ["PATH_INFO"]).encode("latin-1").decode()
         key = path.lstrip("/").partition("/")[2]
-        if environ["REQUEST_METHOD"] == "PUT" and path.startswith(BROKEN_OUTPUT) and key:
+        if environ["REQUEST_METHOD"] == "PUT" and key:
+            return self._put_object(path, key, environ, start_response)
+        if path in ("/PutVectors", "/DeleteVectors"):
+            return self._write_vectors(environ, start_response)
+        if environ["REQUEST_METHOD"] == "GET" and key:
+            return self._get_object(path, key, environ, start_response)
+        return self.moto(environ, start_response)  # type: ignore[no-any-return]
+
+    def _put_object(
+        self, path: str, key: str, environ: dict[str, Any], start_response: Any
+    ) -> Iterable[bytes]:
+        if path.startswith(BROKEN_OUTPUT):
             return _refuse(start_response, *FAULTS["broken/"])
-        if environ["REQUEST_METHOD"] == "PUT" and key.endswith(".npz") and _is_unwritable(key, environ):
-            return _refuse(start_response, *FAULTS["denied/"])
-        if path == "/PutVectors" and _holds_unwritable(environ):
+        if key.endswith(".npz"):
+            names = _names_in_file(environ)
+            if f"/runs/{UNWRITABLE}" in key or ("/objects/" in key and _any(names, UNWRITABLE)):
+                return _refuse(start_response, *FAULTS["denied/"])
+            _take_time(names)
+        return self.moto(environ, start_response)  # type: ignore[no-any-return]
+
+    def _write_vectors(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        names = _names_in_request(environ)
+        if _any(names, UNWRITABLE):  # one vector that is refused, and all of the request is
             return _refuse_json(start_response, "403 Forbidden", "AccessDeniedException")
-        if environ["REQUEST_METHOD"] != "GET" or not key:
-            return self.moto(environ, start_response)  # type: ignore[no-any-return]
+        _take_time(names)
+        return self.moto(environ, start_response)  # type: ignore[no-any-return]
+
+    def _get_object(
+        self, path: str, key: str, environ: dict[str, Any], start_response: Any
+    ) -> Iterable[bytes]:
         self.reads[path] += 1
         time.sleep(1 if key.startswith(SLOW) else self.delay)
         for prefix, (status, code) in FAULTS.items():
@@ -87,18 +113,24 @@ def _body(environ: dict[str, Any]) -> bytes:
     return body
 
 
-def _is_unwritable(name: str, environ: dict[str, Any]) -> bool:
-    """Whether the policy of the bucket of vectors denies the file `name`; it does not look into a run's."""
-    if "/objects/" not in name:
-        return f"/runs/{UNWRITABLE}" in name
+def _names_in_file(environ: dict[str, Any]) -> list[str]:
     with np.load(io.BytesIO(_body(environ))) as file:
-        return any(key.startswith(UNWRITABLE) for key in file["key"].tolist())
+        return [*file["name"].tolist(), *file["removed"].tolist()]
 
 
-def _holds_unwritable(environ: dict[str, Any]) -> bool:
-    """S3 Vectors refuses a request whole if one vector of it is refused."""
-    vectors = json.loads(_body(environ))["vectors"]
-    return any(vector["metadata"]["key"].startswith(UNWRITABLE) for vector in vectors)
+def _names_in_request(environ: dict[str, Any]) -> list[str]:
+    request = json.loads(_body(environ))
+    return [vector["key"] for vector in request.get("vectors", [])] + list(request.get("keys", []))
+
+
+def _any(names: list[str], prefix: str) -> bool:
+    """Whether one of the objects of these names has a key that begins so."""
+    return any(name.split("/", 3)[3].startswith(prefix) for name in names if "s3://" in name)
+
+
+def _take_time(names: list[str]) -> None:
+    if _any(names, CHANGING):
+        time.sleep(random.random())
 
 
 def _refuse_json(start_response: Any, status: str, code: str) -> list[bytes]:
