@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from events.generate import PHOTO
+from events.generate import PHOTO, map_batch
 from export import index
 from handler.encoder import Embedding
 from tests.answers import assert_same
@@ -73,7 +73,7 @@ def _written(worker: Function, standin: SimpleNamespace, answer: Any) -> dict[st
 
 
 def test_a_batch_of_a_distributed_map(worker: Function, standin: SimpleNamespace, vector: Embedding) -> None:
-    answer = _invoke(worker, {"Items": [_item(key) for key in (*GOOD, *PERMANENT)]})
+    answer = _invoke(worker, map_batch(*map(_item, (*GOOD, *PERMANENT))))
     assert answer["written"] == len(GOOD)
     failed = {error["source"]: error["code"] for error in answer["errors"]}
     assert failed == {f"s3://photos/{key}": code for key, code in PERMANENT.items()}
@@ -84,7 +84,7 @@ def test_a_batch_of_a_distributed_map(worker: Function, standin: SimpleNamespace
 
 
 def test_what_may_pass_is_raised_by_the_name_that_the_state_machine_retries(worker: Function) -> None:
-    answer = _invoke(worker, {"Items": [_item("a.jpg"), _item(PASSING)]})
+    answer = _invoke(worker, map_batch(_item("a.jpg"), _item(PASSING)))
     assert answer["errorType"] == "SourceUnavailable"
     assert f"s3://photos/{PASSING}" in answer["errorMessage"]
 
@@ -110,14 +110,14 @@ def test_a_batch_of_100(worker: Function, standin: SimpleNamespace) -> None:
     for key in keys:
         standin.s3.put_object(Bucket="photos", Key=key, Body=PHOTO)
     start = time.perf_counter()
-    answer = _invoke(worker, {"Items": [_item(key) for key in keys]})
+    answer = _invoke(worker, map_batch(*map(_item, keys)))
     seconds = time.perf_counter() - start
     assert (answer["written"], answer["errors"]) == (100, [])
     FIGURES[f"100 photographs to {answer['output'].partition(':')[0]}"] = f"{seconds:.1f} s"
 
 
 def test_it_writes_no_file_and_warns_of_what_failed_only(worker: Function) -> None:
-    _invoke(worker, {"Items": [_item("a.jpg")]})
+    _invoke(worker, map_batch(_item("a.jpg")))
     assert docker("diff", worker.container).stdout == ""
     warnings = [json.loads(line) for line in worker.log().splitlines() if '"WARNING"' in line]
     assert all(
