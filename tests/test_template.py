@@ -1,28 +1,14 @@
 """The template: what a deployment makes, what its roles may do, and what its engines hand to the function."""
 
-import importlib
-import io
 import json
 import re
-import sys
-import time
-import urllib.request
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import boto3
-import numpy as np
 import pytest
 from cfnlint.api import lint
 from cfnlint.decode import cfn_yaml
 
-from events.generate import PHOTO
-from handler import errors
 from handler.config import Config
-from tests.aws import aws
 from tests.conftest import ROOT
 
 TEMPLATE = cfn_yaml.load(str(ROOT / "template.yaml"))
@@ -96,7 +82,7 @@ SERVICE = {"Function", "LogGroup", "Role", "Api", "ApiMayInvoke", "ApiKey", "Usa
 SERVICE |= {"FaultAlarm", "ErrorAlarm", "ThrottleAlarm"}
 BATCHES = {"BatchFunction", "BatchLogGroup", "BatchRole", "VectorsBucket", "Queue", "DeadLetterQueue"}
 BATCHES |= {"QueuePolicy", "QueueMapping", "S3MayInvoke", "DeadLetterAlarm", "S3BatchRole", "StateMachine"}
-BATCHES |= {"StateMachineRole"}
+BATCHES |= {"StateMachineRole", "StateMachineLogGroup", "StateMachineAlarm"}
 OUTPUTS = {"BatchFunctionArn", "QueueUrl", "QueueArn", "DeadLetterQueueUrl", "StateMachineArn"}
 OUTPUTS |= {"S3BatchRoleArn", "VectorsBucketName"}
 
@@ -203,21 +189,10 @@ def test_the_batch_functions_role(stack: Stack) -> None:
     } | (index if stack.values["VectorIndex"] else files)
 
 
-def test_the_engines_roles(stack: Stack) -> None:
+def test_the_role_of_s3_batch_jobs(stack: Stack) -> None:
     assert _allowed(stack, "S3BatchRole") == {
         "batchfunction.Arn": {"lambda:InvokeFunction"},
         "vectorsbucket.Arn/jobs/*": {"s3:GetObject", "s3:GetObjectVersion", "s3:PutObject"},
-    }
-    states = "arn:aws:states:here:123456789012"
-    name = stack.properties("StateMachine")["StateMachineName"]
-    multipart = {"s3:ListMultipartUploadParts", "s3:AbortMultipartUpload"}
-    assert _allowed(stack, "StateMachineRole") == {
-        "arn:aws:s3:::photos": {"s3:ListBucket"},
-        "batchfunction.Arn": {"lambda:InvokeFunction"},
-        "vectorsbucket.Arn/runs/*": {"s3:PutObject", "s3:GetObject", *multipart},
-        f"{states}:stateMachine:{name}": {"states:StartExecution"},
-        f"{states}:execution:{name}:*": {"states:DescribeExecution", "states:StopExecution"},
-        f"{states}:execution:{name}/*:*": {"states:RedriveExecution"},
     }
 
 
@@ -284,119 +259,3 @@ def test_a_dead_letter_raises_an_alarm() -> None:
     alarm = Stack(**INDEX, AlarmTopicArn="arn:aws:sns:here:123456789012:ops").properties("DeadLetterAlarm")
     assert alarm["Dimensions"] == [{"Name": "QueueName", "Value": "deadletterqueue.QueueName"}]
     assert alarm["AlarmActions"] == ["arn:aws:sns:here:123456789012:ops"]
-
-
-# --- the state machine -----------------------------------------------------------------------------------
-
-
-def _definition(stack: Stack) -> Any:
-    return json.loads(stack.properties("StateMachine")["DefinitionString"])
-
-
-def _lint_definition(definition: Any) -> list[str]:
-    # In a template of its own: with SAM's transform cfn-lint leaves a definition that is text alone.
-    role = "arn:aws:iam::123456789012:role/clip"
-    properties = {"RoleArn": role, "DefinitionString": json.dumps(definition)}
-    machine = {"Type": "AWS::StepFunctions::StateMachine", "Properties": properties}
-    return [match.rule.id for match in lint(json.dumps({"Resources": {"Machine": machine}}))]
-
-
-def test_the_definition_is_valid(stack: Stack) -> None:
-    definition = _definition(stack)
-    assert _lint_definition(definition) == []
-    encode = definition["States"]["Encode"]
-    assert encode["MaxConcurrency"] == 50  # a number
-    assert encode["ItemProcessor"]["ProcessorConfig"] == {"Mode": "DISTRIBUTED", "ExecutionType": "EXPRESS"}
-    assert encode["ResultWriter"]["Parameters"] == {"Bucket": "vectorsbucket", "Prefix": "runs"}
-    encode["ItemProcessor"]["States"]["EncodeBatch"]["Retries"] = []
-    assert _lint_definition(definition) == ["E3601"]
-
-
-def test_a_failure_is_tried_again_if_and_only_if_it_may_pass(stack: Stack) -> None:
-    (retry,) = _definition(stack)["States"]["Encode"]["ItemProcessor"]["States"]["EncodeBatch"]["Retry"]
-    assert {kind.__name__ for kind in errors.ServiceError.__subclasses__()} <= set(retry["ErrorEquals"])
-    assert not {kind.__name__ for kind in errors.RequestError.__subclasses__()} & set(retry["ErrorEquals"])
-    assert not {"States.ALL", "States.TaskFailed"} & set(retry["ErrorEquals"])
-    waits = [retry["IntervalSeconds"] * retry["BackoffRate"] ** n for n in range(retry["MaxAttempts"])]
-    timeout = stack.properties("BatchFunction")["Timeout"]
-    assert sum(waits) + timeout < 300  # an Express execution's five minutes
-
-
-@pytest.fixture
-def standin() -> Iterator[SimpleNamespace]:
-    with aws() as standin:
-        yield standin
-
-
-@pytest.fixture
-def worker(standin: SimpleNamespace, model_dir: Path) -> Iterator[ModuleType]:
-    """The module of the batch function's command, as Lambda imports it in the template's environment."""
-    function = Stack(BatchBucket="photos").properties("BatchFunction")
-    module = function["ImageConfig"]["Command"][0].removesuffix(".handler")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in function["Environment"]["Variables"].items():
-            patch.setenv(name, value)
-        patch.setenv("CLIP_MODEL_DIR", str(model_dir))
-        yield importlib.import_module(module)
-    del sys.modules[module]
-
-
-def _listed_and_selected(definition: Any, event: dict[str, str], endpoint: str) -> list[Any]:
-    """The items that the definition's own ItemReader and ItemSelector make, moto being Step Functions.
-
-    Left out is what moto's does not know: batches, EXPRESS, and a whole number of percent. The task is
-    replaced by one that answers with its input.
-    """
-    encode = definition["States"]["Encode"]
-    for name in ("ItemBatcher", "ToleratedFailurePercentage", "ResultWriter"):
-        del encode[name]
-    encode["ItemProcessor"]["ProcessorConfig"]["ExecutionType"] = "STANDARD"
-    encode["ItemProcessor"]["States"]["EncodeBatch"] = {"Type": "Pass", "End": True}
-    settings = json.dumps({"stepfunctions": {"execute_state_machine": True}}).encode()
-    json_type = {"Content-Type": "application/json"}
-    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/config", settings, json_type)).close()
-    client = boto3.client("stepfunctions")
-    role = "arn:aws:iam::123456789012:role/clip"
-    made = client.create_state_machine(name="clip", definition=json.dumps(definition), roleArn=role)
-    run = client.start_execution(stateMachineArn=made["stateMachineArn"], input=json.dumps(event))[
-        "executionArn"
-    ]
-    while (state := client.describe_execution(executionArn=run))["status"] == "RUNNING":
-        time.sleep(0.1)
-    assert state["status"] == "SUCCEEDED", state
-    items: list[Any] = json.loads(state["output"])
-    return items
-
-
-def test_its_batches_are_encoded(standin: SimpleNamespace, worker: ModuleType) -> None:
-    """Listed by the definition, batched as it says, handed to the function, found in the bucket."""
-    stack = Stack(BatchBucket="photos")
-    for bucket in ("photos", "vectorsbucket"):
-        standin.s3.create_bucket(Bucket=bucket)
-    good = {"shop/a b+c.jpg", "shop/ü%20.jpg", "shop/z.jpg"}
-    bad = {f"shop/{n:03}.txt" for n in range(100)}  # so that there are two batches
-    for key in good | bad | {"elsewhere/x.jpg"}:
-        standin.s3.put_object(Bucket="photos", Key=key, Body=PHOTO if key.endswith("jpg") else b"no image")
-    endpoint = standin.env["AWS_ENDPOINT_URL"]
-    items = _listed_and_selected(_definition(stack), {"prefix": "shop/"}, endpoint)
-    encode = _definition(stack)["States"]["Encode"]
-    task = encode["ItemProcessor"]["States"]["EncodeBatch"]
-    assert task["Parameters"] == {"FunctionName": "batchfunction.Arn", "Payload.$": "$"}  # the batch itself
-    size = encode["ItemBatcher"]["MaxItemsPerBatch"]
-    batches = [{"Items": items[start : start + size]} for start in range(0, len(items), size)]
-    answers = [worker.handler(batch, None) for batch in batches]
-    assert len(answers) == 2
-    failed = Counter(error["source"] for answer in answers for error in answer["errors"])
-    assert failed == Counter(f"s3://photos/{key}" for key in bad)
-    assert sum(answer["written"] for answer in answers) == len(good)
-    assert _written(standin) == Counter(good)
-
-
-def _written(standin: SimpleNamespace) -> Counter[str]:
-    """How often each key has a vector, in all files of the bucket; all of them where the role may write."""
-    keys: Counter[str] = Counter()
-    for file in standin.s3.list_objects_v2(Bucket="vectorsbucket")["Contents"]:
-        assert file["Key"].startswith("vectors/")
-        body = standin.s3.get_object(Bucket="vectorsbucket", Key=file["Key"])["Body"].read()
-        keys.update(np.load(io.BytesIO(body))["key"].tolist())
-    return keys
