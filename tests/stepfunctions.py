@@ -5,9 +5,12 @@ its payload templates, listing the bucket, Choice, Wait, Fail, errors' names, Re
 parallel children, DescribeMapRun and its counts. Emulation of ours, after AWS's documents, is:
 
 - ItemBatcher: what is listed and selected is cut into batches, with its BatchInput in each.
+- The context's Execution.StartTime is a text, as AWS's is, which moto's formatting wants too.
 - EXPRESS children run as STANDARD ones do: their five minutes are not kept.
 - A whole number as ToleratedFailurePercentage, which moto's grammar refuses, and that a Map fails that
   has more failures than it tolerates.
+- The letter that the fields of an ``aws-sdk`` task's parameters and answer begin with, as Step Functions
+  has it; the call itself is moto's.
 - The files SUCCEEDED_0.json and FAILED_0.json of the ResultWriter, and their names in its manifest.
 - The limit of 256 KiB on a child's input and output.
 - ``lambda:invoke``: the function runs where its description says, which is JSON with the ``url`` of an
@@ -27,8 +30,10 @@ import time
 import urllib.request
 from typing import Any
 
+import botocore.session
 from moto.awslambda.exceptions import LambdaClientError
 from moto.awslambda.models import LambdaFunction
+from moto.core.utils import iso_8601_datetime_with_milliseconds
 from moto.sqs.models import Queue
 from moto.stepfunctions.parser.asl.component.state.exec.state_map.iteration import (
     distributed_iteration_component as iteration,
@@ -41,6 +46,9 @@ from moto.stepfunctions.parser.asl.component.state.exec.state_map.iteration.item
 )
 from moto.stepfunctions.parser.asl.component.state.exec.state_map.result_writer.resource_eval import (
     resource_eval_s3 as writer,
+)
+from moto.stepfunctions.parser.asl.component.state.exec.state_task.service.state_task_service_aws_sdk import (
+    StateTaskServiceAwsSdk,
 )
 from moto.stepfunctions.parser.asl.eval.program_state import ProgramError
 from moto.stepfunctions.parser.asl.eval.states import ItemData, MapData
@@ -61,6 +69,8 @@ def install() -> None:
     component._map_run = _running_batches(component._map_run)
     child = worker.DistributedItemProcessorWorker
     child._eval_job = _keeping_results(child._eval_job)
+    StateTaskServiceAwsSdk._normalise_parameters = _to_boto
+    StateTaskServiceAwsSdk._normalise_response = _from_boto
     MapRunRecord.describe = _lagging(MapRunRecord.describe)
     writer.ResourceEvalS3._handle_put_object = staticmethod(_write_results)
     LambdaFunction.invoke = _Invoke()
@@ -89,21 +99,23 @@ def _parsing(parse: Any) -> Any:
 
 
 def _running_batches(map_run: Any) -> Any:
-    def run(self: Any, env: Any, settings: Any) -> None:
-        record = settings.map_run_record
+    def run(self: Any, env: Any, eval_input: Any) -> None:
+        record = eval_input.map_run_record
         record.results = []
-        env.stack.append(_batches(env, env.stack.pop(), settings))
-        settings.item_selector = None
-        map_run(self, env, settings)
+        env.stack.append(_batches(env, env.stack.pop(), eval_input))
+        eval_input.item_selector = None
+        map_run(self, env, eval_input)
         counts = record.execution_counter
-        if 100 * counts.failed.get() > settings.tolerated_failure_percentage * counts.total.get():
+        if 100 * counts.failed.get() > eval_input.tolerated_failure_percentage * counts.total.get():
             raise RuntimeError("States.ExceedToleratedFailureThreshold")
 
     return run
 
 
 def _batches(env: Any, items: list[Any], settings: Any) -> list[Any]:
-    size = _batch_sizes[settings.state_name]
+    size, execution = _batch_sizes[settings.state_name], env.states.context_object.context_object_data["Execution"]
+    if not isinstance(execution["StartTime"], str):
+        execution["StartTime"] = iso_8601_datetime_with_milliseconds(execution["StartTime"])
     selected = [_select(env, index, item, settings) for index, item in enumerate(items)]
     chunks = [selected[start : start + size] for start in range(0, len(selected), size)]
     return [
@@ -141,6 +153,20 @@ def _limited(value: Any) -> str:
     if len(text.encode()) > LARGEST:
         raise RuntimeError("States.DataLimitExceeded")
     return text
+
+
+def _to_boto(self: Any, parameters: dict[str, Any], *_: Any, **__: Any) -> None:
+    self._to_boto_request(parameters, _operation(self).input_shape)
+
+
+def _from_boto(self: Any, response: dict[str, Any], *_: Any, **__: Any) -> None:
+    self._from_boto_response(response, _operation(self).output_shape)
+
+
+def _operation(task: Any) -> Any:
+    model = botocore.session.get_session().get_service_model(task._get_boto_service_name())
+    action = task.resource.api_action
+    return model.operation_model(action[0].upper() + action[1:])
 
 
 def _lagging(describe: Any) -> Any:

@@ -236,7 +236,7 @@ def _check_named(results: list[Any]) -> None:
 def test_a_run_in_which_a_batch_is_lost_fails_and_says_where_the_results_are(deployed: SimpleNamespace) -> None:
     s3, bucket = deployed.cloud.s3, deployed.outputs["VectorsBucketName"]
     run = _run(deployed, {"prefix": "shop/"}, lost=LOST[0])
-    assert (run["status"], run["error"]) == ("FAILED", "BatchesFailed")
+    assert (run["status"], run["error"]) == ("FAILED", "BatchesFailed"), run["cause"]
     assert run["cause"].startswith("2 of 3 batches succeeded.")
     (manifest,) = re.findall(rf"s3://{bucket}/(runs/\S+)", run["cause"])
     results = _results(s3, bucket, manifest)
