@@ -64,7 +64,9 @@ def create(name: str, **parameters: str) -> SimpleNamespace:
         template=template,
         outputs={output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])},
         # moto lists those nameless whose condition does not hold.
-        resources={r["LogicalResourceId"]: r.get("PhysicalResourceId") for r in made if "LogicalResourceId" in r},
+        resources={
+            r["LogicalResourceId"]: r.get("PhysicalResourceId") for r in made if "LogicalResourceId" in r
+        },
     )
 
 
@@ -81,7 +83,9 @@ def _what_moto_makes(template: dict[str, Any]) -> dict[str, Any]:
     made = template | {
         "Resources": {name: resource for name, resource in resources.items() if name not in left_out},
         "Outputs": {
-            name: output for name, output in outputs if output["Value"].get("Ref") not in left_out - set(aliases)
+            name: output
+            for name, output in outputs
+            if output["Value"].get("Ref") not in left_out - set(aliases)
         },
     }
     return _replace_refs(made, aliases)  # type: ignore[no-any-return]

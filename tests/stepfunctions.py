@@ -41,8 +41,8 @@ from moto.stepfunctions.parser.asl.component.state.exec.state_map.iteration impo
 from moto.stepfunctions.parser.asl.component.state.exec.state_map.iteration.itemprocessor import (
     distributed_item_processor_worker as worker,
 )
-from moto.stepfunctions.parser.asl.component.state.exec.state_map.iteration.itemprocessor.map_run_record import (
-    MapRunRecord,
+from moto.stepfunctions.parser.asl.component.state.exec.state_map.iteration.itemprocessor import (
+    map_run_record,
 )
 from moto.stepfunctions.parser.asl.component.state.exec.state_map.result_writer.resource_eval import (
     resource_eval_s3 as writer,
@@ -64,17 +64,21 @@ _batch_sizes: dict[str, int] = {}
 
 def install() -> None:
     """Patch moto, once in a process."""
-    AmazonStateLanguageParser.parse = staticmethod(_parsing(AmazonStateLanguageParser.parse))
-    component = iteration.DistributedIterationComponent
-    component._map_run = _running_batches(component._map_run)
-    child = worker.DistributedItemProcessorWorker
-    child._eval_job = _keeping_results(child._eval_job)
-    StateTaskServiceAwsSdk._normalise_parameters = _to_boto
-    StateTaskServiceAwsSdk._normalise_response = _from_boto
-    MapRunRecord.describe = _lagging(MapRunRecord.describe)
-    writer.ResourceEvalS3._handle_put_object = staticmethod(_write_results)
-    LambdaFunction.invoke = _Invoke()
-    Queue.lambda_event_source_mappings = property(lambda queue: {}, lambda queue, value: None)
+    component, child = iteration.DistributedIterationComponent, worker.DistributedItemProcessorWorker
+    parse = AmazonStateLanguageParser.parse
+    patches: list[tuple[type, str, Any]] = [
+        (AmazonStateLanguageParser, "parse", staticmethod(_parsing(parse))),
+        (component, "_map_run", _running_batches(component._map_run)),
+        (child, "_eval_job", _keeping_results(child._eval_job)),
+        (StateTaskServiceAwsSdk, "_normalise_parameters", _to_boto),
+        (StateTaskServiceAwsSdk, "_normalise_response", _from_boto),
+        (map_run_record.MapRunRecord, "describe", _lagging(map_run_record.MapRunRecord.describe)),
+        (writer.ResourceEvalS3, "_handle_put_object", staticmethod(_write_results)),
+        (LambdaFunction, "invoke", _Invoke()),
+        (Queue, "lambda_event_source_mappings", property(lambda queue: {}, lambda queue, value: None)),
+    ]
+    for owner, name, patch in patches:
+        setattr(owner, name, patch)
 
 
 # --- Step Functions -----------------------------------------------------------------------------------
@@ -113,7 +117,8 @@ def _running_batches(map_run: Any) -> Any:
 
 
 def _batches(env: Any, items: list[Any], settings: Any) -> list[Any]:
-    size, execution = _batch_sizes[settings.state_name], env.states.context_object.context_object_data["Execution"]
+    size = _batch_sizes[settings.state_name]
+    execution = env.states.context_object.context_object_data["Execution"]
     if not isinstance(execution["StartTime"], str):
         execution["StartTime"] = iso_8601_datetime_with_milliseconds(execution["StartTime"])
     selected = [_select(env, index, item, settings) for index, item in enumerate(items)]
@@ -136,11 +141,12 @@ def _select(env: Any, index: int, item: Any, settings: Any) -> Any:
 
 def _keeping_results(eval_job: Any) -> Any:
     def evaluate(self: Any, env: Any, job: Any) -> None:
-        result = {"Input": _limited(job.job_input)}
+        result: dict[str, Any] = {"Input": _limited(job.job_input)}
         eval_job(self, env, job)
         state = env.program_state()
         if isinstance(state, ProgramError):
-            result |= {"Status": "FAILED", "Error": state.error.get("error"), "Cause": state.error.get("cause")}
+            error = state.error or {}
+            result |= {"Status": "FAILED", "Error": error.get("error"), "Cause": error.get("cause")}
         else:
             result |= {"Status": "SUCCEEDED", "Output": _limited(job.job_output)}
         self._map_run_record.results.append(result)

@@ -6,6 +6,7 @@ SQS and S3 Vectors, whose resources it takes for ``*``, conditions, resource pol
 of the role are compared with what they should say in tests/test_template.py.
 """
 
+import ast
 import json
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -40,15 +41,17 @@ def deployed(photo: bytes) -> Iterator[SimpleNamespace]:
             cloud.s3.put_object(Bucket=vectors, Key=key, Body=b"{}")
         keys = _assume(made)
         _judge(cloud.env["AWS_ENDPOINT_URL"])
-        yield SimpleNamespace(template=made.template, vectors=vectors, keys=keys, s3=boto3.client("s3", **keys))
+        yield SimpleNamespace(
+            template=made.template, vectors=vectors, keys=keys, s3=boto3.client("s3", **keys)
+        )
 
 
 def _assume(made: SimpleNamespace) -> dict[str, str]:
     """Keys of the batch role, as boto3 takes them."""
     iam, role = boto3.client("iam"), made.resources["BatchRole"]
     (name,) = iam.list_role_policies(RoleName=role)["PolicyNames"]
-    # The same policy once more: what CloudFormation makes moto keeps as an object, but evaluates text.
-    document = iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]
+    # The same policy once more, as JSON: moto keeps what CloudFormation makes as Python writes it.
+    document = ast.literal_eval(iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"])
     iam.put_role_policy(RoleName=role, PolicyName=name, PolicyDocument=json.dumps(document))
     arn = iam.get_role(RoleName=role)["Role"]["Arn"]
     given = boto3.client("sts").assume_role(RoleArn=arn, RoleSessionName="function")["Credentials"]
@@ -106,13 +109,18 @@ def test_everything_else_is_denied(deployed: SimpleNamespace, what: str) -> None
     assert answer["Error"]["Code"] in ("AccessDenied", "AccessDeniedException", "403")
 
 
-def test_the_function_works_with_those_rights(deployed: SimpleNamespace, model_dir: Path, tmp_path: Path) -> None:
+def test_the_function_works_with_those_rights(
+    deployed: SimpleNamespace, model_dir: Path, tmp_path: Path
+) -> None:
     """A Map's batch and a queue's messages, of which one names an object in a bucket that is not ours."""
     function = deployed.template["Resources"]["BatchFunction"]["Properties"]
     settings = {name.upper(): value for name, value in deployed.keys.items()}
     settings |= {"CLIP_S3_BUCKETS": "photos", "CLIP_OUTPUT": f"s3://{deployed.vectors}/vectors"}
     assert set(function["Environment"]["Variables"]) >= {name for name in settings if name.startswith("CLIP")}
-    with emulator(model_dir, tmp_path / "log", function["ImageConfig"]["Command"][0], **settings) as (client, _):
+    with emulator(model_dir, tmp_path / "log", function["ImageConfig"]["Command"][0], **settings) as (
+        client,
+        _,
+    ):
         items = [{"s3": {"bucket": "photos", "key": key}} for key in (KEY, "gone.jpg")]
         batch = {"Items": items, "BatchInput": {"run": "2026-01-01T00:00:00.000Z_1"}}
         assert _written(client, batch) == (1, ["source_not_found"])  # which only who may list is told

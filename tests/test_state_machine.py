@@ -173,7 +173,9 @@ def deployed(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
             cloud.s3.put_object(Bucket="photos", Key=key, Body=BAD.get(key, images[n % len(images)]))
         function = made.template["Resources"]["BatchFunction"]["Properties"]
         name = made.resources["BatchFunction"]
-        variables = boto3.client("lambda").get_function_configuration(FunctionName=name)["Environment"]["Variables"]
+        variables = boto3.client("lambda").get_function_configuration(FunctionName=name)["Environment"][
+            "Variables"
+        ]
         log, command = tmp_path_factory.mktemp("function") / "log", function["ImageConfig"]["Command"][0]
         with emulator(model_dir, log, command, **variables) as (client, _):
             how = {"url": f"{client.base_url}{INVOKE}"}
@@ -233,7 +235,9 @@ def _check_named(results: list[Any]) -> None:
     assert codes == {f"s3://photos/{key}": code for key, code in zip(BAD, kinds, strict=True)}
 
 
-def test_a_run_in_which_a_batch_is_lost_fails_and_says_where_the_results_are(deployed: SimpleNamespace) -> None:
+def test_a_run_in_which_a_batch_is_lost_fails_and_says_where_the_results_are(
+    deployed: SimpleNamespace,
+) -> None:
     s3, bucket = deployed.cloud.s3, deployed.outputs["VectorsBucketName"]
     run = _run(deployed, {"prefix": "shop/"}, lost=LOST[0])
     assert (run["status"], run["error"]) == ("FAILED", "BatchesFailed"), run["cause"]
