@@ -124,6 +124,8 @@ KEPT |= {"QueuePolicy", "DeadLetterQueuePolicy", "FailureQueuePolicy"}
 # Each makes one resource of its own.
 OPTIONS = [
     ({"AccessLogs": "true"}, "AccessLogGroup"),
+    ({"Tracing": "true"}, "SendTraces"),
+    ({"ImageBuckets": "photos,more"}, "ReadImages"),
     ({"WebAclArn": "arn:aws:wafv2:here:123456789012:regional/webacl/mine/1"}, "WebAcl"),
     ({"BatchBucket": "photos", "FollowBucket": "true"}, "BucketRule"),
 ]
@@ -397,9 +399,11 @@ def test_its_environment_is_what_the_handler_reads(parameters: dict[str, str], o
 def _allowed(stack: Stack, role: str) -> dict[str, set[str]]:
     """Resource -> actions."""
     allowed: dict[str, set[str]] = {}
-    statements = [
-        s for policy in stack.properties(role)["Policies"] for s in policy["PolicyDocument"]["Statement"]
-    ]
+    policies = list(stack.properties(role)["Policies"])
+    for resource in stack.resources.values():
+        if resource["Type"] == "AWS::IAM::Policy" and resource["Properties"]["Roles"] == [role.lower()]:
+            policies.append(resource["Properties"])
+    statements = [statement for policy in policies for statement in policy["PolicyDocument"]["Statement"]]
     for statement in statements:
         assert set(statement) == {"Effect", "Action", "Resource"}
         assert statement["Effect"] == "Allow"
