@@ -2,7 +2,8 @@
 
 The role is the stack's (tests/stack.py), its policies are moto's to judge, by the keys of who assumed the
 role: moto rejects what no statement allows. It judges S3's actions on buckets and keys. It does not judge
-SQS and S3 Vectors, whose resources it takes for ``*``, conditions, resource policies and KMS; those parts
+SQS and S3 Vectors, whose resources it takes for ``*``, conditions, resource policies and KMS, nor that a
+missing object is 403 to who may not list; those parts
 of the role are compared with what they should say in tests/test_template.py.
 """
 
@@ -123,7 +124,7 @@ def test_the_function_works_with_those_rights(
     ):
         items = [{"s3": {"bucket": "photos", "key": key}} for key in (KEY, "gone.jpg")]
         batch = {"Items": items, "BatchInput": {"run": "2026-01-01T00:00:00.000Z_1"}}
-        assert _written(client, batch) == (1, ["source_not_found"])  # which only who may list is told
+        assert _written(client, batch) == (1, ["source_not_found"])
         message = client.post(INVOKE, json=sqs(json.dumps(in_s3(KEY)))).json()
         assert message == {"batchItemFailures": []}, message
         refused = settings | {"CLIP_OUTPUT": f"s3://{deployed.vectors}/elsewhere"}
