@@ -5,7 +5,7 @@ import json
 import logging
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import copy_context
@@ -25,6 +25,7 @@ from handler.errors import BodyTooLarge, ClipError, InternalError, Overloaded, U
 from handler.s3 import Source
 
 OCTETS = "application/octet-stream"
+EXISTING = "POST /encode_image, POST /encode_images, GET /health, GET /docs"
 log = logging.getLogger("clip")
 
 
@@ -36,7 +37,7 @@ def create_app(encoder: Encoder) -> FastAPI:
         description="An image in, OpenAI CLIP ViT-B/32's embedding out: 512 numbers of unit length.",
         responses=openapi.ERRORS,
     )
-    app.add_middleware(_Outermost, encoder=encoder)
+    app.add_middleware(_Outermost, encoder=encoder, with_cors=_cors(encoder.config.cors_origins))
     _add_error_responses(app)
     _add_routes(app, encoder)
     return app
@@ -74,6 +75,8 @@ def _add_routes(app: FastAPI, encoder: Encoder) -> None:
 
         return await turns.take(request, encode)
 
+    # To HEAD the server sends what GET has, less its body; to list it would be to list one operation twice.
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", response_model=schemas.Health)
     async def health() -> Response:
         """Whether vectors can be trusted: the start-up self-check's verdict."""
@@ -147,15 +150,17 @@ def _add_error_responses(app: FastAPI) -> None:
         # Starlette's own: no such path, no such method, a body that broke off.
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
         telemetry.note(code=code)
-        body = {"code": code, "detail": error.detail}
+        detail = f"there is only {EXISTING}" if error.status_code == 404 else error.detail
+        body = {"code": code, "detail": detail}
         return JSONResponse(body, status_code=error.status_code, headers=error.headers)
 
 
 class _Outermost:
     """Around every request: its log line, the headers every response has, and an answer to any fault."""
 
-    def __init__(self, app: ASGIApp, encoder: Encoder) -> None:
+    def __init__(self, app: ASGIApp, encoder: Encoder, with_cors: Callable[[ASGIApp], ASGIApp]) -> None:
         self.app = app
+        self.answer = with_cors(self._answer)
         self.fingerprint = encoder.fingerprint.encode()
         self.max_pending = encoder.config.max_pending
         self.pending = 0
@@ -181,7 +186,7 @@ class _Outermost:
                     message["headers"] = [*message.get("headers", []), *ours]
                 await send(message)
 
-            await self._answer(scope, receive, send_with_headers)
+            await self.answer(scope, receive, send_with_headers)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         # Health is answered whatever the load: it takes no turn of its own.
@@ -200,6 +205,21 @@ class _Outermost:
             await _error_response(error)(scope, receive, send)
         finally:
             self.pending -= 1
+
+
+def _cors(origins: Sequence[str]) -> Callable[[ASGIApp], ASGIApp]:
+    """What wraps an application so that browsers let pages from `origins` call it and read its answers."""
+    if not origins:
+        return lambda app: app
+    from starlette.middleware.cors import CORSMiddleware  # a cold start without origins does not pay for it
+
+    return partial(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "HEAD", "POST"],
+        allow_headers=["*"],
+        expose_headers=["X-Clip-Fingerprint", "X-Request-Id"],
+    )
 
 
 def _open_record(scope: Scope) -> AbstractContextManager[dict[str, Any]]:

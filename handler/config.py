@@ -10,6 +10,7 @@ from typing import Self
 ENGINES = ("auto", "onnx", "torch")
 PRECISIONS = ("fp32", "int8")
 PROFILES = ("openai", "corrected")
+ORIGIN = r"\*|https?://[A-Za-z0-9.-]+(:[0-9]+)?"
 OUTPUTS = r"caller|s3://[a-z0-9.-]{3,63}(/.*)?|s3vectors://[a-z0-9.-]{3,63}/[a-z0-9.-]{3,63}"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
@@ -50,6 +51,8 @@ class Config:
     """The buckets that images may be read from, with commas between; none by default."""
     output: str = "caller"
     """Where vectors of batch engines go: ``s3://bucket/prefix`` or ``s3vectors://bucket/index``."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins whose pages browsers let call the service, with commas between; ``*`` is any page."""
     log_level: str = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
 
@@ -78,6 +81,11 @@ class Config:
         if not re.fullmatch(OUTPUTS, self.output):
             forms = "caller, s3://bucket/prefix or s3vectors://bucket/index"
             raise ConfigError(f"CLIP_OUTPUT must be {forms}, not {self.output!r}")
+        for origin in self.cors_origins:
+            if not re.fullmatch(ORIGIN, origin):
+                raise ConfigError(
+                    f"CLIP_CORS_ORIGINS must hold * or origins like https://shop.example, not {origin!r}"
+                )
         for field in fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name in ("threads", "jpeg_draft") else 1

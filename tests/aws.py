@@ -198,6 +198,9 @@ def serve(port: int, delay: float, host: str) -> None:
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
+    from tests import stepfunctions
+
+    stepfunctions.install()
     moto = DomainDispatcherApplication(create_backend_app)
     make_server(host, port, Faulty(moto, delay), threaded=True).serve_forever()
 

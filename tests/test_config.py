@@ -24,6 +24,7 @@ def test_every_setting_is_read() -> None:
         "CLIP_MAX_IMAGES": "",  # empty is unset, as compose files write it
         "CLIP_S3_BUCKETS": " photos, more.photos,,",
         "CLIP_OUTPUT": "s3vectors://vectors/clip",
+        "CLIP_CORS_ORIGINS": "https://shop.example, http://localhost:5173",
     }
     config = Config.from_env(env)
     assert config.model_dir == Path("/models/b32")
@@ -31,10 +32,15 @@ def test_every_setting_is_read() -> None:
     assert config.max_images == Config().max_images
     assert config.s3_buckets == ("photos", "more.photos")
     assert config.output == "s3vectors://vectors/clip"
+    assert config.cors_origins == ("https://shop.example", "http://localhost:5173")
 
 
-def test_by_default_no_bucket_is_read_and_nothing_is_written() -> None:
-    assert (Config().s3_buckets, Config().output) == ((), "caller")
+def test_by_default_no_bucket_is_read_nothing_is_written_and_no_page_may_call() -> None:
+    assert (Config().s3_buckets, Config().output, Config().cors_origins) == ((), "caller", ())
+
+
+def test_any_page_may_be_let_call() -> None:
+    assert Config.from_env({"CLIP_CORS_ORIGINS": "*"}).cors_origins == ("*",)
 
 
 @pytest.mark.parametrize(
@@ -58,6 +64,9 @@ def test_every_form_of_output(output: str) -> None:
         ("CLIP_OUTPUT", "s3vectors://bucket", "CLIP_OUTPUT must be"),
         ("CLIP_OUTPUT", "s3vectors://bucket/index/more", "CLIP_OUTPUT must be"),
         ("CLIP_LOG_LEVEL", "chatty", "CLIP_LOG_LEVEL must be one of"),
+        ("CLIP_CORS_ORIGINS", "shop.example", "CLIP_CORS_ORIGINS must hold .* not 'shop.example'"),
+        ("CLIP_CORS_ORIGINS", "https://a.example/", "CLIP_CORS_ORIGINS must hold"),  # browsers send no slash
+        ("CLIP_CORS_ORIGINS", "https://a.example,https://*.b.example", "CLIP_CORS_ORIGINS must hold"),
     ],
 )
 def test_a_wrong_setting_is_named(name: str, value: str, message: str) -> None:

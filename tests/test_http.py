@@ -4,6 +4,8 @@ import base64
 import dataclasses
 import json
 import logging
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
@@ -16,7 +18,7 @@ from handler.engines import Embeddings, Pixels
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.model import Model
 from handler.openapi import ENCODE_IMAGE, ENCODE_IMAGES
-from tests.conftest import serve
+from tests.conftest import serve, with_settings
 
 JPEG = {"content-type": "image/jpeg"}
 
@@ -197,6 +199,23 @@ def test_too_large_a_body_is_refused_before_it_is_all_read(
         assert (over.status_code, over.json()["code"]) == (413, "image_too_large")
 
 
+def test_health_has_a_head_that_is_no_operation_of_its_own(client: httpx.Client) -> None:
+    head, get = client.head("/health"), client.get("/health")
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("content-type", "content-length", "x-clip-fingerprint"):
+        assert head.headers[name] == get.headers[name]
+    assert list(client.get("/openapi.json").json()["paths"]["/health"]) == ["get"]
+
+
+@pytest.mark.parametrize("path", ["/", "/nope"])
+def test_where_nothing_is_the_answer_says_what_exists(client: httpx.Client, path: str) -> None:
+    answer = client.get(path)
+    assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
+    documented = client.get("/openapi.json").json()["paths"]
+    operations = [f"{method.upper()} {path}" for path, methods in documented.items() for method in methods]
+    assert answer.json()["detail"] == f"there is only {', '.join(operations)}, GET /docs"
+
+
 def test_unknown_paths_and_methods_answer_in_the_same_form(client: httpx.Client) -> None:
     assert client.get("/nope").json()["code"] == "not_found"
     wrong = client.get("/encode_image")
@@ -264,3 +283,67 @@ def test_a_fault_of_ours_is_logged_and_tells_the_caller_nothing(
     (logged,) = [r for r in caplog.records if r.levelno >= logging.ERROR]  # once
     assert "POST /encode_image" in logged.getMessage()
     assert logged.exc_info
+
+
+# --- pages that call the service ---------------------------------------------------------------------------
+
+SHOP = {"origin": "https://shop.example"}
+ASKS = {"access-control-request-method": "POST", "access-control-request-headers": "content-type,x-api-key"}
+
+
+def test_a_page_of_an_allowed_origin_may_call_and_read(encoder: Encoder, photo: bytes) -> None:
+    with serve(with_settings(encoder, cors_origins=("https://shop.example", "https://b.example"))) as client:
+        leave = client.options("/encode_image", headers=SHOP | ASKS)
+        answer = client.post("/encode_image", content=photo, headers=JPEG | SHOP)
+    assert (leave.status_code, answer.status_code) == (200, 200)
+    assert leave.headers["access-control-allow-origin"] == SHOP["origin"]
+    assert "POST" in leave.headers["access-control-allow-methods"]
+    assert leave.headers["access-control-allow-headers"] == "content-type,x-api-key"
+    assert leave.headers["x-request-id"]
+    assert answer.headers["access-control-allow-origin"] == SHOP["origin"]
+    assert answer.headers["access-control-expose-headers"] == "X-Clip-Fingerprint, X-Request-Id"
+    assert "Origin" in answer.headers["vary"]
+
+
+def test_no_other_page_may(encoder: Encoder) -> None:
+    with serve(with_settings(encoder, cors_origins=("https://shop.example",))) as client:
+        other = {"origin": "https://shop.example.evil"}
+        leave = client.options("/encode_image", headers=other | ASKS)
+        assert leave.status_code == 400
+        answers = [leave, client.get("/health", headers=other)]
+    assert not [answer for answer in answers if "access-control-allow-origin" in answer.headers]
+
+
+def test_any_page_may_where_the_setting_is_a_star(encoder: Encoder) -> None:
+    with serve(with_settings(encoder, cors_origins=("*",))) as client:
+        assert client.get("/health", headers=SHOP).headers["access-control-allow-origin"] == "*"
+
+
+def test_by_default_no_page_may(client: httpx.Client) -> None:
+    assert client.options("/encode_image", headers=SHOP | ASKS).status_code == 405
+    assert "access-control-allow-origin" not in client.get("/health", headers=SHOP).headers
+
+
+def test_a_page_may_read_errors_too(model: Model, encoder: Encoder, photo: bytes) -> None:
+    """The caller's, a fault of ours, and the refusal of one request too many."""
+    busy, go_on = threading.Event(), threading.Event()
+
+    class Failing(OnnxCpuEngine):
+        def encode(self, pixels: Pixels) -> Embeddings:
+            busy.set()
+            go_on.wait(timeout=60)
+            raise RuntimeError
+
+    failing = with_settings(encoder, cors_origins=("https://shop.example",), max_pending=1)
+    failing.engine = Failing(model, threads=1)
+    with serve(failing) as client, ThreadPoolExecutor(1) as other:
+        first = other.submit(client.post, "/encode_image", content=photo, headers=JPEG | SHOP)
+        assert busy.wait(timeout=60)
+        refused = client.post("/encode_image", content=photo, headers=JPEG | SHOP)
+        assert client.options("/encode_image", headers=SHOP | ASKS).status_code == 200
+        go_on.set()
+        answers = [refused, first.result()]
+        answers.append(client.post("/encode_image", content=b"no image", headers=JPEG | SHOP))
+        answers.append(client.get("/nope", headers=SHOP))
+    assert [answer.status_code for answer in answers] == [503, 500, 422, 404]
+    assert {answer.headers["access-control-allow-origin"] for answer in answers} == {SHOP["origin"]}

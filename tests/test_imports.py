@@ -54,6 +54,16 @@ def test_a_cold_start_imports_what_is_listed_and_no_more(
     assert len(loaded | before) < MODULES
 
 
+CORS = "starlette.middleware.cors"
+
+
+def test_what_pages_need_is_imported_only_where_pages_may_call(model_dir: Path) -> None:
+    settings = {"CLIP_MODEL_DIR": str(model_dir)}
+    assert CORS not in _modules_after("import handler.main", **settings)
+    origins = {"CLIP_CORS_ORIGINS": "https://shop.example"}
+    assert CORS in _modules_after("import handler.main", **settings, **origins)
+
+
 def test_only_the_entry_points_have_effects_at_import() -> None:
     """Every other module imports without a model on disk."""
     entries = ("main", "worker")

@@ -1,34 +1,21 @@
 """The template: what a deployment makes, what its roles may do, and what its engines hand to the function."""
 
-import importlib
-import io
 import json
 import re
-import sys
-import time
-import urllib.request
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import boto3
-import numpy as np
 import pytest
 from cfnlint.api import lint
 from cfnlint.decode import cfn_yaml
 
-from events.generate import PHOTO
-from handler import errors
 from handler.config import Config
-from tests.aws import aws
 from tests.conftest import ROOT
 
 TEMPLATE = cfn_yaml.load(str(ROOT / "template.yaml"))
 PSEUDO = {"AWS::Partition": "aws", "AWS::Region": "here", "AWS::AccountId": "123456789012"}
 PSEUDO |= {"AWS::StackName": "clip", "AWS::URLSuffix": "amazonaws.com"}
 INDEX = {"BatchBucket": "photos", "VectorIndex": "shop/clip"}
+NO_VALUE = object()
 
 
 class Stack:
@@ -39,7 +26,10 @@ class Stack:
 
     def __init__(self, **parameters: str) -> None:
         defaults = {name: str(settings.get("Default")) for name, settings in TEMPLATE["Parameters"].items()}
-        self.values = PSEUDO | defaults | parameters
+        self.values: dict[str, Any] = PSEUDO | defaults | parameters
+        for name, settings in TEMPLATE["Parameters"].items():
+            if settings["Type"] == "CommaDelimitedList":
+                self.values[name] = self.values[name].split(",")
         made = {name: r for name, r in TEMPLATE["Resources"].items() if self._wanted(r)}
         self.values |= {name: name.lower() for name in made}
         self.resources = {name: self.resolve(resource) for name, resource in made.items()}
@@ -52,41 +42,56 @@ class Stack:
     def resolve(self, node: Any) -> Any:
         match node:
             case {"Ref": "AWS::NoValue"}:
-                return None
+                return NO_VALUE
             case {"Ref": name}:
                 return self._value(name)
             case {"Fn::GetAtt": [name, attribute]}:
                 return self._value(f"{name}.{attribute}")
             case {"Fn::If": [name, yes, no]}:
-                return self.resolve(yes if self._holds(TEMPLATE["Conditions"][name]) else no)
+                return self.resolve(yes if self.holds({"Condition": name}) else no)
             case {"Fn::Sub": value}:
                 return self._substitute(*value) if isinstance(value, list) else self._substitute(value, {})
             case {"Fn::Join": [separator, items]}:
                 return separator.join(self.resolve(items))
             case {"Fn::Split": [separator, text]}:
                 return self.resolve(text).split(separator)
+            case {"Fn::Select": [index, items]}:
+                return self.resolve(items)[index]
+        return self._resolve_all(node)
+
+    def _resolve_all(self, node: Any) -> Any:
+        match node:
             case dict():
                 assert not any(key.startswith("Fn::") for key in node), node
-                return {key: self.resolve(value) for key, value in node.items()}
+                values = {key: self.resolve(value) for key, value in node.items()}
+                return {key: value for key, value in values.items() if value is not NO_VALUE}
             case list():
-                return [self.resolve(item) for item in node]
+                return [item for item in map(self.resolve, node) if item is not NO_VALUE]
         return node
 
-    def _value(self, name: str) -> str:
+    def _value(self, name: str) -> Any:
         resource, dot, attribute = name.partition(".")  # KeyError: refers to what is not made
-        return f"{self.values[resource]}{dot}{attribute}"
+        return f"{self.values[resource]}.{attribute}" if dot else self.values[resource]
 
     def _substitute(self, text: str, values: dict[str, Any]) -> str:
         names = {name: self.resolve(value) for name, value in values.items()}
-        return re.sub(r"\$\{([^}]+)\}", lambda found: names.get(found[1]) or self._value(found[1]), text)
+        return re.sub(
+            r"\$\{([^}]+)\}",
+            lambda found: names[found[1]] if found[1] in names else self._value(found[1]),
+            text,
+        )
 
     def _wanted(self, entry: Any) -> bool:
-        return "Condition" not in entry or self._holds(TEMPLATE["Conditions"][entry["Condition"]])
+        return "Condition" not in entry or self.holds({"Condition": entry["Condition"]})
 
-    def _holds(self, condition: Any) -> bool:
+    def holds(self, condition: Any) -> bool:
         match condition:
+            case {"Condition": name}:
+                return self.holds(TEMPLATE["Conditions"][name])
+            case {"Fn::And": conditions}:
+                return all(map(self.holds, conditions))
             case {"Fn::Not": [inner]}:
-                return not self._holds(inner)
+                return not self.holds(inner)
             case {"Fn::Equals": [left, right]}:
                 return str(self.resolve(left)) == str(self.resolve(right))
         raise AssertionError(condition)
@@ -96,9 +101,21 @@ SERVICE = {"Function", "LogGroup", "Role", "Api", "ApiMayInvoke", "ApiKey", "Usa
 SERVICE |= {"FaultAlarm", "ErrorAlarm", "ThrottleAlarm"}
 BATCHES = {"BatchFunction", "BatchLogGroup", "BatchRole", "VectorsBucket", "Queue", "DeadLetterQueue"}
 BATCHES |= {"QueuePolicy", "QueueMapping", "S3MayInvoke", "DeadLetterAlarm", "S3BatchRole", "StateMachine"}
-BATCHES |= {"StateMachineRole"}
-OUTPUTS = {"BatchFunctionArn", "QueueUrl", "QueueArn", "DeadLetterQueueUrl", "StateMachineArn"}
-OUTPUTS |= {"S3BatchRoleArn", "VectorsBucketName"}
+BATCHES |= {"StateMachineRole", "StateMachineLogGroup", "StateMachineAlarm", "FailureQueue"}
+BATCHES |= {"DeadLetterQueuePolicy", "FailureQueuePolicy"}
+BATCHES |= {"VectorsBucketPolicy", "FailureAlarm", "BacklogAlarm", "BatchErrorAlarm", "BatchThrottleAlarm"}
+OUTPUTS = {"BatchFunctionArn", "BatchRoleArn", "QueueUrl", "QueueArn", "DeadLetterQueueUrl"}
+OUTPUTS |= {"DeadLetterQueueArn", "FailureQueueUrl", "StateMachineArn", "S3BatchRoleArn", "VectorsBucketName"}
+KEPT = {"VectorsBucket", "VectorsBucketPolicy", "Queue", "DeadLetterQueue", "FailureQueue"}
+KEPT |= {"QueuePolicy", "DeadLetterQueuePolicy", "FailureQueuePolicy"}
+# Each makes one resource of its own.
+OPTIONS = [
+    ({"AccessLogs": "true"}, "AccessLogGroup"),
+    ({"Tracing": "true"}, "SendTraces"),
+    ({"ImageBuckets": "photos,more"}, "ReadImages"),
+    ({"WebAclArn": "arn:aws:wafv2:here:123456789012:regional/webacl/mine/1"}, "WebAcl"),
+    ({"BatchBucket": "photos", "FollowBucket": "true"}, "BucketRule"),
+]
 
 
 @pytest.fixture(params=[{"BatchBucket": "photos"}, INDEX], ids=["files", "index"])
@@ -117,9 +134,16 @@ def test_by_default_nothing_of_the_batch_engines_is_made() -> None:
 
 def test_one_parameter_makes_all_of_it_and_leaves_the_service_as_it_is(stack: Stack) -> None:
     default = Stack()
-    assert set(stack.resources) == SERVICE | BATCHES
+    # Not equal: what belongs to the state machine is for its own tests to count.
+    assert set(stack.resources) >= SERVICE | BATCHES
     assert {name: stack.resources[name] for name in SERVICE} == default.resources
     assert set(stack.outputs) == set(default.outputs) | OUTPUTS
+
+
+@pytest.mark.parametrize(("parameters", "resource"), OPTIONS)
+def test_an_option_makes_what_it_needs(parameters: dict[str, str], resource: str) -> None:
+    without = Stack(**{name: value for name, value in parameters.items() if name == "BatchBucket"})
+    assert set(Stack(**parameters).resources) - set(without.resources) == {resource}
 
 
 def test_cfn_lint_finds_nothing_with_the_batch_engines_on_or_off() -> None:
@@ -142,11 +166,162 @@ def test_cfn_lint_finds_nothing_with_the_batch_engines_on_or_off() -> None:
             ["", "shop/clip", "a.b/c-d"],
             ["shop", "shop/", "/clip", "shop/clip/x", "s3vectors://a/b"],
         ),
+        ("ImageBuckets", ["", "photos", "my.photos-2"], ["Photos", "photos/", "*", "photos/*"]),  # each item
+        (
+            "CorsOrigins",
+            ["", "*", "https://shop.example", "http://localhost:5173,https://shop.example"],
+            [
+                "shop.example",
+                "https://shop.example/",
+                "*,https://a.example",
+                "https://a.example, https://b.c",
+            ],
+        ),
+        (
+            "InventoryLocation",
+            ["", "reports/", "reports/photos/daily"],
+            ["reports", "/photos", "reports/*", "s3://reports/photos", "reports/a?", "reports/${aws:userid}"],
+        ),
+        (
+            "WebAclArn",
+            ["", "arn:aws:wafv2:here:1:regional/webacl/mine/1"],
+            ["mine", "arn:aws:wafv2:us-east-1:1:global/webacl/mine/1"],  # which is CloudFront's
+        ),
     ],
 )
 def test_parameters_that_cannot_work_are_refused(parameter: str, good: list[str], bad: list[str]) -> None:
     pattern = TEMPLATE["Parameters"][parameter]["AllowedPattern"]
     assert [text for text in good + bad if re.fullmatch(pattern, text)] == good
+
+
+def test_parameters_that_contradict_each_other_are_refused() -> None:
+    def refused(**parameters: str) -> set[str]:
+        stack, rules = Stack(**parameters), TEMPLATE["Rules"].items()
+        return {
+            name
+            for name, rule in rules
+            if stack.holds(rule["RuleCondition"])
+            and not all(stack.holds(assertion["Assert"]) for assertion in rule["Assertions"])
+        }
+
+    assert refused() == refused(DailyQuota="9", FollowBucket="true", **INDEX) == set()
+    assert refused(DailyQuota="9", AuthMode="NONE") == {"QuotaNeedsKey"}
+    assert refused(FollowBucket="true") == {"FollowsABucket"}
+    assert refused(SnapStart="PublishedVersions", ProvisionedConcurrency="1") == {
+        "SnapStartOrProvisionedConcurrency"
+    }
+
+
+# --- the API ------------------------------------------------------------------------------------------
+
+ORIGINS = "https://shop.example,https://b.example"
+
+
+def _api(**parameters: str) -> Any:
+    return Stack(**parameters).properties("Api")
+
+
+def test_every_path_leads_to_the_function_under_the_same_security() -> None:
+    key: list[Any] = [{"api_key": []}]
+    paths = _api()["DefinitionBody"]["paths"]
+    secured = {
+        (path, method): operation.get("security")
+        for path, operations in paths.items()
+        for method, operation in operations.items()
+    }
+    any_method = "x-amazon-apigateway-any-method"
+    assert secured == {
+        ("/", any_method): key,
+        ("/{proxy+}", any_method): key,
+        ("/health", "get"): None,
+        ("/health", "head"): None,
+    }
+    integrations = [o["x-amazon-apigateway-integration"] for p in paths.values() for o in p.values()]
+    assert all(integration == integrations[0] for integration in integrations)
+    assert integrations[0]["uri"].endswith("/function.Arn:live/invocations")
+
+
+@pytest.mark.parametrize(
+    ("mode", "security"), [("API_KEY", [{"api_key": []}]), ("AWS_IAM", [{"sigv4": []}]), ("NONE", [])]
+)
+def test_a_browser_asks_for_leave_without_a_key(mode: str, security: list[Any]) -> None:
+    paths = _api(CorsOrigins=ORIGINS, AuthMode=mode)["DefinitionBody"]["paths"]
+    for operations in paths.values():
+        assert "security" not in operations["options"]
+        assert operations["options"]["x-amazon-apigateway-integration"]["type"] == "aws_proxy"
+    for path in ("/", "/{proxy+}"):
+        assert paths[path]["x-amazon-apigateway-any-method"]["security"] == security
+
+
+def test_the_gateways_own_errors_can_be_read_by_pages_of_one_origin() -> None:
+    responses = "x-amazon-apigateway-gateway-responses"
+    assert responses not in _api()["DefinitionBody"]
+    assert responses not in _api(CorsOrigins=ORIGINS)["DefinitionBody"]  # the header can name but one
+    body = _api(CorsOrigins="https://shop.example")["DefinitionBody"]
+    header = {"gatewayresponse.header.Access-Control-Allow-Origin": "'https://shop.example'"}
+    assert body[responses] == {
+        kind: {"responseParameters": header} for kind in ("DEFAULT_4XX", "DEFAULT_5XX")
+    }
+
+
+def test_images_are_binary_for_api_gateway_and_for_sam_local() -> None:
+    kinds = {kind.replace("~1", "/") for kind in _api()["BinaryMediaTypes"]}
+    assert {"image/*", "multipart/form-data", "application/octet-stream"} <= kinds  # API Gateway's
+    names = ("jpeg", "jpg", "pjpeg", "png", "webp", "gif", "bmp", "tiff", "avif", "heic")
+    assert {f"image/{name}" for name in names} <= kinds  # `sam local` matches no wildcard
+
+
+def test_a_quota_is_the_keys() -> None:
+    assert "Quota" not in Stack().properties("UsagePlan")
+    assert Stack(DailyQuota="1000").properties("UsagePlan")["Quota"] == {"Limit": "1000", "Period": "DAY"}
+
+
+def test_a_web_acl_stands_before_the_stage() -> None:
+    acl = "arn:aws:wafv2:here:123456789012:regional/webacl/mine/1"
+    assert Stack(WebAclArn=acl).properties("WebAcl") == {
+        "WebACLArn": acl,
+        "ResourceArn": "arn:aws:apigateway:here::/restapis/api/stages/api.Stage",
+    }
+
+
+def test_an_access_log_is_one_line_of_json_a_request() -> None:
+    assert "AccessLogSetting" not in _api()
+    setting = _api(AccessLogs="true")["AccessLogSetting"]
+    assert setting["DestinationArn"] == "arn:aws:logs:here:123456789012:log-group:accessloggroup"
+    line = json.loads(setting["Format"])
+    assert "\n" not in setting["Format"]
+    assert {"request_id", "ip", "time", "method", "path", "status", "latency_ms"} <= line.keys()
+    assert all(value.startswith("$context.") for value in line.values())
+
+
+def test_traces_are_sent_by_all_three_or_none() -> None:
+    functions = ("Function", "BatchFunction")
+    off, on = Stack(**INDEX), Stack(**INDEX, Tracing="true")
+    assert [off.properties(name)["Tracing"] for name in functions] == ["PassThrough", "PassThrough"]
+    assert [on.properties(name)["Tracing"] for name in functions] == ["Active", "Active"]
+    assert (off.properties("Api")["TracingEnabled"], on.properties("Api")["TracingEnabled"]) == (False, True)
+    xray = {"*": {"xray:PutTraceSegments", "xray:PutTelemetryRecords"}}
+    for role in ("Role", "BatchRole"):
+        assert _allowed(on, role) == _allowed(off, role) | xray
+
+
+def test_a_changed_parameter_publishes_a_version() -> None:
+    """Those that change the function: its description, which names them, is what CloudFormation compares."""
+    changes = {
+        "MemorySize": "2048",
+        "Architecture": "arm64",
+        "LogLevel": "DEBUG",
+        "SnapStart": "PublishedVersions",
+        "Tracing": "true",
+        "ImageBuckets": "photos,more",
+        "CorsOrigins": ORIGINS,
+    }
+    descriptions = [Stack().properties("Function")["VersionDescription"]]
+    descriptions += [
+        Stack(**{name: value}).properties("Function")["VersionDescription"] for name, value in changes.items()
+    ]
+    assert len(set(descriptions)) == 1 + len(changes)
+    assert max(map(len, descriptions)) + 150 <= 256  # Lambda's limit, and what ImageBuckets promises
 
 
 # --- the function ------------------------------------------------------------------------------------
@@ -157,9 +332,40 @@ def test_the_batch_function_is_the_same_image_with_the_workers_command(stack: St
     batch, service = stack.properties("BatchFunction"), stack.properties("Function")
     assert batch["ImageConfig"] == {"Command": ["handler.worker.handler"]}
     assert (batch["Architectures"], batch["MemorySize"]) == (service["Architectures"], "1769")
+    # Not the dead-letter queue: start-message-move-task takes none that holds Lambda's records.
     assert batch["EventInvokeConfig"]["DestinationConfig"] == {
-        "OnFailure": {"Type": "SQS", "Destination": "deadletterqueue.Arn"}
+        "OnFailure": {"Type": "SQS", "Destination": "failurequeue.Arn"}
     }
+
+
+def test_no_engine_takes_the_apis_instances() -> None:
+    reserved = "ReservedConcurrentExecutions"
+    assert Stack(**INDEX, BatchConcurrency="7").properties("BatchFunction")[reserved] == "7"
+    small_account = Stack(**INDEX, ReserveBatchConcurrency="false").properties("BatchFunction")
+    assert reserved not in small_account
+    assert reserved not in Stack().properties("Function")
+
+
+def test_lambda_itself_logs_warnings_only(stack: Stack) -> None:
+    for name in ("Function", "BatchFunction"):
+        logging = stack.properties(name)["LoggingConfig"]
+        # Our lines have no timestamp, so all of them are INFO to Lambda: a higher level would drop them.
+        assert (logging["LogFormat"], logging["ApplicationLogLevel"]) == ("JSON", "INFO")
+        assert logging["SystemLogLevel"] == "WARN"
+    assert stack.properties("BatchFunction")["LoggingConfig"]["LogGroup"] == "batchloggroup"
+
+
+def test_the_apis_environment_is_what_the_handler_reads() -> None:
+    def config(**parameters: str) -> Config:
+        variables = Stack(**parameters).properties("Function")["Environment"]["Variables"]
+        assert set(variables) <= {f"CLIP_{name.upper()}" for name in Config.__dataclass_fields__}
+        return Config.from_env(variables)
+
+    default = config()
+    assert (default.s3_buckets, default.cors_origins) == ((), ())
+    opened = config(ImageBuckets="photos,more.photos", CorsOrigins=ORIGINS)
+    assert opened.s3_buckets == ("photos", "more.photos")
+    assert opened.cors_origins == tuple(ORIGINS.split(","))
 
 
 @pytest.mark.parametrize(
@@ -179,90 +385,160 @@ def test_its_environment_is_what_the_handler_reads(parameters: dict[str, str], o
 
 def _allowed(stack: Stack, role: str) -> dict[str, set[str]]:
     """Resource -> actions."""
-    (policy,) = stack.properties(role)["Policies"]
     allowed: dict[str, set[str]] = {}
-    for statement in policy["PolicyDocument"]["Statement"]:
+    policies = list(stack.properties(role)["Policies"])
+    for resource in stack.resources.values():
+        if resource["Type"] == "AWS::IAM::Policy" and resource["Properties"]["Roles"] == [role.lower()]:
+            policies.append(resource["Properties"])
+    statements = [statement for policy in policies for statement in policy["PolicyDocument"]["Statement"]]
+    for statement in statements:
         assert set(statement) == {"Effect", "Action", "Resource"}
         assert statement["Effect"] == "Allow"
-        actions = statement["Action"]
-        allowed.setdefault(statement["Resource"], set()).update(
-            [actions] if isinstance(actions, str) else actions
-        )
+        for resource in _listed(statement["Resource"]):
+            allowed.setdefault(resource, set()).update(_listed(statement["Action"]))
     return allowed
+
+
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value
+
+
+def test_the_apis_role() -> None:
+    logs = {"loggroup.Arn": {"logs:CreateLogStream", "logs:PutLogEvents"}}
+    assert _allowed(Stack(), "Role") == logs
+    read = {"s3:GetObject", "s3:GetObjectVersion"}
+    assert _allowed(Stack(ImageBuckets="photos"), "Role") == logs | {
+        "arn:aws:s3:::photos/*": read,
+        "arn:aws:s3:::photos": {"s3:ListBucket"},
+    }
+    assert _allowed(Stack(ImageBuckets="a,b,c"), "Role") == logs | {
+        f"arn:aws:s3:::{bucket}{objects}": actions
+        for bucket in "abc"
+        for objects, actions in (("/*", read), ("", {"s3:ListBucket"}))
+    }
 
 
 def test_the_batch_functions_role(stack: Stack) -> None:
     files = {"vectorsbucket.Arn/vectors/*": {"s3:PutObject"}}
-    index = {"arn:aws:s3vectors:here:123456789012:bucket/shop/index/clip": {"s3vectors:PutVectors"}}
+    actions = {"s3vectors:PutVectors", "s3vectors:DeleteVectors"}
+    index = {"arn:aws:s3vectors:here:123456789012:bucket/shop/index/clip": actions}
     assert _allowed(stack, "BatchRole") == {
         "batchloggroup.Arn": {"logs:CreateLogStream", "logs:PutLogEvents"},
         "arn:aws:s3:::photos/*": {"s3:GetObject", "s3:GetObjectVersion"},
         "arn:aws:s3:::photos": {"s3:ListBucket"},
         "queue.Arn": {"sqs:ReceiveMessage", "sqs:DeleteMessage", "sqs:GetQueueAttributes"},
-        "deadletterqueue.Arn": {"sqs:SendMessage"},
+        "failurequeue.Arn": {"sqs:SendMessage"},
     } | (index if stack.values["VectorIndex"] else files)
 
 
-def test_the_engines_roles(stack: Stack) -> None:
-    assert _allowed(stack, "S3BatchRole") == {
+def test_the_role_of_s3_batch_operations(stack: Stack) -> None:
+    read = {"s3:GetObject", "s3:GetObjectVersion"}
+    allowed = {
         "batchfunction.Arn": {"lambda:InvokeFunction"},
-        "vectorsbucket.Arn/jobs/*": {"s3:GetObject", "s3:GetObjectVersion", "s3:PutObject"},
+        "vectorsbucket.Arn/jobs/*": {*read, "s3:PutObject"},
     }
-    states = "arn:aws:states:here:123456789012"
-    name = stack.properties("StateMachine")["StateMachineName"]
-    multipart = {"s3:ListMultipartUploadParts", "s3:AbortMultipartUpload"}
-    assert _allowed(stack, "StateMachineRole") == {
-        "arn:aws:s3:::photos": {"s3:ListBucket"},
-        "batchfunction.Arn": {"lambda:InvokeFunction"},
-        "vectorsbucket.Arn/runs/*": {"s3:PutObject", "s3:GetObject", *multipart},
-        f"{states}:stateMachine:{name}": {"states:StartExecution"},
-        f"{states}:execution:{name}:*": {"states:DescribeExecution", "states:StopExecution"},
-        f"{states}:execution:{name}/*:*": {"states:RedriveExecution"},
-    }
+    assert _allowed(stack, "S3BatchRole") == allowed
+    reads_inventory = Stack(**INDEX, InventoryLocation="reports/photos/daily")
+    assert _allowed(reads_inventory, "S3BatchRole") == allowed | {"arn:aws:s3:::reports/photos/daily*": read}
+
+
+OWN = {"aws:SourceAccount": "123456789012"}
 
 
 @pytest.mark.parametrize(
     ("role", "service", "condition"),
     [
         ("BatchRole", "lambda.amazonaws.com", None),
-        ("S3BatchRole", "batchoperations.s3.amazonaws.com", {"aws:SourceAccount": "123456789012"}),
-        ("StateMachineRole", "states.amazonaws.com", {"aws:SourceAccount": "123456789012"}),
+        ("S3BatchRole", "batchoperations.s3.amazonaws.com", {"StringEqualsIfExists": OWN}),
+        ("StateMachineRole", "states.amazonaws.com", {"StringEquals": OWN}),
     ],
 )
 def test_who_may_take_a_role(stack: Stack, role: str, service: str, condition: Any) -> None:
     (statement,) = stack.properties(role)["AssumeRolePolicyDocument"]["Statement"]
-    assert statement.get("Condition", {}).get("StringEquals") == condition
+    assert statement.get("Condition") == condition
     assert (statement["Principal"], statement["Action"]) == ({"Service": service}, "sts:AssumeRole")
 
 
-def test_only_that_bucket_may_send_and_invoke(stack: Stack) -> None:
-    (statement,) = stack.properties("QueuePolicy")["PolicyDocument"]["Statement"]
-    assert statement == {
-        "Effect": "Allow",
-        "Principal": {"Service": "s3.amazonaws.com"},
-        "Action": "sqs:SendMessage",
-        "Resource": "queue.Arn",
-        "Condition": {
-            "ArnEquals": {"aws:SourceArn": "arn:aws:s3:::photos"},
-            "StringEquals": {"aws:SourceAccount": "123456789012"},
-        },
+def _senders(stack: Stack, policy: str) -> dict[str, Any]:
+    """Service -> the condition under which it may send; checked on the way: nobody may do anything else."""
+    properties = stack.properties(policy)
+    (queue,) = properties["Queues"]
+    senders = {}
+    for statement in properties["PolicyDocument"]["Statement"]:
+        assert statement["Resource"] == f"{queue}.Arn"
+        if statement["Effect"] == "Allow":
+            assert statement["Action"] == "sqs:SendMessage"
+            senders[statement["Principal"]["Service"]] = statement["Condition"]
+    return senders
+
+
+def test_who_may_send_to_the_queue(stack: Stack) -> None:
+    """That bucket, and the topics and rules of the account: those have it in their ARN."""
+    from_bucket = {"ArnEquals": {"aws:SourceArn": "arn:aws:s3:::photos"}, "StringEquals": OWN}
+    assert _senders(stack, "QueuePolicy") == {
+        "s3.amazonaws.com": from_bucket,
+        "sns.amazonaws.com": {"ArnLike": {"aws:SourceArn": "arn:aws:sns:*:123456789012:*"}},
+        "events.amazonaws.com": {"ArnLike": {"aws:SourceArn": "arn:aws:events:here:123456789012:rule/*"}},
     }
+    assert _senders(stack, "DeadLetterQueuePolicy") == _senders(stack, "FailureQueuePolicy") == {}
+
+
+def test_only_that_bucket_may_invoke(stack: Stack) -> None:
     permission = stack.properties("S3MayInvoke")
     assert permission["Principal"] == "s3.amazonaws.com"
     assert (permission["SourceArn"], permission["SourceAccount"]) == ("arn:aws:s3:::photos", "123456789012")
 
 
-def test_what_is_stored_is_encrypted_private_and_kept(stack: Stack) -> None:
+def test_what_is_stored_is_kept_when_it_leaves_the_stack(stack: Stack) -> None:
+    """All that holds data or leads to it; logs, whose retention says how long, are not."""
+    policies = {
+        name: (r.get("DeletionPolicy"), r.get("UpdateReplacePolicy")) for name, r in stack.resources.items()
+    }
+    kept = {name for name, policy in policies.items() if policy == ("RetainExceptOnCreate", "Retain")}
+    assert kept == KEPT
+    assert {policies[name] for name in ("LogGroup", "BatchLogGroup")} == {("Delete", "Delete")}
+
+
+@pytest.mark.parametrize(
+    ("policy", "action", "resources"),
+    [
+        ("VectorsBucketPolicy", "s3:*", ["vectorsbucket.Arn", "vectorsbucket.Arn/*"]),
+        ("QueuePolicy", "sqs:*", ["queue.Arn"]),
+        ("DeadLetterQueuePolicy", "sqs:*", ["deadletterqueue.Arn"]),
+        ("FailureQueuePolicy", "sqs:*", ["failurequeue.Arn"]),
+    ],
+)
+def test_what_is_stored_answers_over_https_only(
+    stack: Stack, policy: str, action: str, resources: list[str]
+) -> None:
+    statements = stack.properties(policy)["PolicyDocument"]["Statement"]
+    (denied,) = [statement for statement in statements if statement["Effect"] == "Deny"]
+    assert (denied["Principal"], denied["Action"]) == ("*", action)
+    assert _listed(denied["Resource"]) == resources
+    assert denied["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+
+
+def test_what_is_stored_is_encrypted_and_private(stack: Stack) -> None:
     bucket = stack.properties("VectorsBucket")
-    assert stack.resources["VectorsBucket"]["DeletionPolicy"] == "Retain"
-    assert stack.resources["VectorsBucket"]["UpdateReplacePolicy"] == "Retain"
     assert set(bucket["PublicAccessBlockConfiguration"].values()) == {True}
     assert len(bucket["PublicAccessBlockConfiguration"]) == 4
     assert "AES256" in json.dumps(bucket["BucketEncryption"])
-    queue, dead_letters = stack.properties("Queue"), stack.properties("DeadLetterQueue")
-    assert queue["SqsManagedSseEnabled"] is dead_letters["SqsManagedSseEnabled"] is True
+    queue, *dead = (stack.properties(name) for name in ("Queue", "DeadLetterQueue", "FailureQueue"))
+    assert (
+        queue["SqsManagedSseEnabled"]
+        is dead[0]["SqsManagedSseEnabled"]
+        is dead[1]["SqsManagedSseEnabled"]
+        is True
+    )
     # A message's age counts from when it was first sent.
-    assert dead_letters["MessageRetentionPeriod"] >= 2 * queue["MessageRetentionPeriod"]
+    assert all(letters["MessageRetentionPeriod"] >= 2 * queue["MessageRetentionPeriod"] for letters in dead)
+
+
+def test_reports_expire_and_vectors_do_not(stack: Stack) -> None:
+    rules = stack.properties("VectorsBucket")["LifecycleConfiguration"]["Rules"]
+    assert {rule["Prefix"] for rule in rules if "ExpirationInDays" in rule} == {"runs/", "jobs/"}
+    assert [rule for rule in rules if "AbortIncompleteMultipartUpload" in rule and "Prefix" not in rule]
+    assert {rule["Status"] for rule in rules} == {"Enabled"}
 
 
 # --- SQS -----------------------------------------------------------------------------------------------
@@ -272,7 +548,7 @@ def test_the_queue_fits_the_function(stack: Stack) -> None:
     queue, mapping = stack.properties("Queue"), stack.properties("QueueMapping")
     timeout = stack.properties("BatchFunction")["Timeout"]
     assert queue["VisibilityTimeout"] == 6 * timeout
-    assert queue["RedrivePolicy"] == {"deadLetterTargetArn": "deadletterqueue.Arn", "maxReceiveCount": 4}
+    assert queue["RedrivePolicy"] == {"deadLetterTargetArn": "deadletterqueue.Arn", "maxReceiveCount": 5}
     assert mapping["EventSourceArn"] == "queue.Arn"
     assert mapping["FunctionName"] == "batchfunction.Arn"
     assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"]  # else one bad image fails 32
@@ -280,123 +556,38 @@ def test_the_queue_fits_the_function(stack: Stack) -> None:
     assert mapping["ScalingConfig"] == {"MaximumConcurrency": "50"}
 
 
-def test_a_dead_letter_raises_an_alarm() -> None:
-    alarm = Stack(**INDEX, AlarmTopicArn="arn:aws:sns:here:123456789012:ops").properties("DeadLetterAlarm")
-    assert alarm["Dimensions"] == [{"Name": "QueueName", "Value": "deadletterqueue.QueueName"}]
-    assert alarm["AlarmActions"] == ["arn:aws:sns:here:123456789012:ops"]
+def test_a_rule_sends_what_is_created_and_deleted_in_the_bucket() -> None:
+    stack = Stack(**INDEX, FollowBucket="true")
+    rule = stack.properties("BucketRule")
+    assert rule["EventPattern"] == {
+        "source": ["aws.s3"],
+        "detail-type": ["Object Created", "Object Deleted"],
+        "detail": {"bucket": {"name": ["photos"]}},
+    }
+    (target,) = rule["Targets"]
+    assert (target["Arn"], target["DeadLetterConfig"]) == ("queue.Arn", {"Arn": "failurequeue.Arn"})
+    # It may also send there: what it could not hand over.
+    from_rule = {"events.amazonaws.com": {"ArnEquals": {"aws:SourceArn": "bucketrule.Arn"}}}
+    assert _senders(stack, "FailureQueuePolicy") == from_rule
 
 
-# --- the state machine -----------------------------------------------------------------------------------
-
-
-def _definition(stack: Stack) -> Any:
-    return json.loads(stack.properties("StateMachine")["DefinitionString"])
-
-
-def _lint_definition(definition: Any) -> list[str]:
-    # In a template of its own: with SAM's transform cfn-lint leaves a definition that is text alone.
-    role = "arn:aws:iam::123456789012:role/clip"
-    properties = {"RoleArn": role, "DefinitionString": json.dumps(definition)}
-    machine = {"Type": "AWS::StepFunctions::StateMachine", "Properties": properties}
-    return [match.rule.id for match in lint(json.dumps({"Resources": {"Machine": machine}}))]
-
-
-def test_the_definition_is_valid(stack: Stack) -> None:
-    definition = _definition(stack)
-    assert _lint_definition(definition) == []
-    encode = definition["States"]["Encode"]
-    assert encode["MaxConcurrency"] == 50  # a number
-    assert encode["ItemProcessor"]["ProcessorConfig"] == {"Mode": "DISTRIBUTED", "ExecutionType": "EXPRESS"}
-    assert encode["ResultWriter"]["Parameters"] == {"Bucket": "vectorsbucket", "Prefix": "runs"}
-    encode["ItemProcessor"]["States"]["EncodeBatch"]["Retries"] = []
-    assert _lint_definition(definition) == ["E3601"]
-
-
-def test_a_failure_is_tried_again_if_and_only_if_it_may_pass(stack: Stack) -> None:
-    (retry,) = _definition(stack)["States"]["Encode"]["ItemProcessor"]["States"]["EncodeBatch"]["Retry"]
-    assert {kind.__name__ for kind in errors.ServiceError.__subclasses__()} <= set(retry["ErrorEquals"])
-    assert not {kind.__name__ for kind in errors.RequestError.__subclasses__()} & set(retry["ErrorEquals"])
-    assert not {"States.ALL", "States.TaskFailed"} & set(retry["ErrorEquals"])
-    waits = [retry["IntervalSeconds"] * retry["BackoffRate"] ** n for n in range(retry["MaxAttempts"])]
-    timeout = stack.properties("BatchFunction")["Timeout"]
-    assert sum(waits) + timeout < 300  # an Express execution's five minutes
-
-
-@pytest.fixture
-def standin() -> Iterator[SimpleNamespace]:
-    with aws() as standin:
-        yield standin
-
-
-@pytest.fixture
-def worker(standin: SimpleNamespace, model_dir: Path) -> Iterator[ModuleType]:
-    """The module of the batch function's command, as Lambda imports it in the template's environment."""
-    function = Stack(BatchBucket="photos").properties("BatchFunction")
-    module = function["ImageConfig"]["Command"][0].removesuffix(".handler")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in function["Environment"]["Variables"].items():
-            patch.setenv(name, value)
-        patch.setenv("CLIP_MODEL_DIR", str(model_dir))
-        yield importlib.import_module(module)
-    del sys.modules[module]
-
-
-def _listed_and_selected(definition: Any, event: dict[str, str], endpoint: str) -> list[Any]:
-    """The items that the definition's own ItemReader and ItemSelector make, moto being Step Functions.
-
-    Left out is what moto's does not know: batches, EXPRESS, and a whole number of percent. The task is
-    replaced by one that answers with its input.
-    """
-    encode = definition["States"]["Encode"]
-    for name in ("ItemBatcher", "ToleratedFailurePercentage", "ResultWriter"):
-        del encode[name]
-    encode["ItemProcessor"]["ProcessorConfig"]["ExecutionType"] = "STANDARD"
-    encode["ItemProcessor"]["States"]["EncodeBatch"] = {"Type": "Pass", "End": True}
-    settings = json.dumps({"stepfunctions": {"execute_state_machine": True}}).encode()
-    json_type = {"Content-Type": "application/json"}
-    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/config", settings, json_type)).close()
-    client = boto3.client("stepfunctions")
-    role = "arn:aws:iam::123456789012:role/clip"
-    made = client.create_state_machine(name="clip", definition=json.dumps(definition), roleArn=role)
-    run = client.start_execution(stateMachineArn=made["stateMachineArn"], input=json.dumps(event))[
-        "executionArn"
-    ]
-    while (state := client.describe_execution(executionArn=run))["status"] == "RUNNING":
-        time.sleep(0.1)
-    assert state["status"] == "SUCCEEDED", state
-    items: list[Any] = json.loads(state["output"])
-    return items
-
-
-def test_its_batches_are_encoded(standin: SimpleNamespace, worker: ModuleType) -> None:
-    """Listed by the definition, batched as it says, handed to the function, found in the bucket."""
-    stack = Stack(BatchBucket="photos")
-    for bucket in ("photos", "vectorsbucket"):
-        standin.s3.create_bucket(Bucket=bucket)
-    good = {"shop/a b+c.jpg", "shop/ü%20.jpg", "shop/z.jpg"}
-    bad = {f"shop/{n:03}.txt" for n in range(100)}  # so that there are two batches
-    for key in good | bad | {"elsewhere/x.jpg"}:
-        standin.s3.put_object(Bucket="photos", Key=key, Body=PHOTO if key.endswith("jpg") else b"no image")
-    endpoint = standin.env["AWS_ENDPOINT_URL"]
-    items = _listed_and_selected(_definition(stack), {"prefix": "shop/"}, endpoint)
-    encode = _definition(stack)["States"]["Encode"]
-    task = encode["ItemProcessor"]["States"]["EncodeBatch"]
-    assert task["Parameters"] == {"FunctionName": "batchfunction.Arn", "Payload.$": "$"}  # the batch itself
-    size = encode["ItemBatcher"]["MaxItemsPerBatch"]
-    batches = [{"Items": items[start : start + size]} for start in range(0, len(items), size)]
-    answers = [worker.handler(batch, None) for batch in batches]
-    assert len(answers) == 2
-    failed = Counter(error["source"] for answer in answers for error in answer["errors"])
-    assert failed == Counter(f"s3://photos/{key}" for key in bad)
-    assert sum(answer["written"] for answer in answers) == len(good)
-    assert _written(standin) == Counter(good)
-
-
-def _written(standin: SimpleNamespace) -> Counter[str]:
-    """How often each key has a vector, in all files of the bucket; all of them where the role may write."""
-    keys: Counter[str] = Counter()
-    for file in standin.s3.list_objects_v2(Bucket="vectorsbucket")["Contents"]:
-        assert file["Key"].startswith("vectors/")
-        body = standin.s3.get_object(Bucket="vectorsbucket", Key=file["Key"])["Body"].read()
-        keys.update(np.load(io.BytesIO(body))["key"].tolist())
-    return keys
+@pytest.mark.parametrize(
+    ("name", "metric", "dimension", "threshold"),
+    [
+        ("DeadLetterAlarm", "ApproximateNumberOfMessagesVisible", "deadletterqueue.QueueName", 1),
+        ("FailureAlarm", "ApproximateNumberOfMessagesVisible", "failurequeue.QueueName", 1),
+        ("BacklogAlarm", "ApproximateAgeOfOldestMessage", "queue.QueueName", 6 * 60 * 60),
+        ("BatchErrorAlarm", "Errors", "batchfunction", 1),
+        ("BatchThrottleAlarm", "Throttles", "batchfunction", 1),
+    ],
+)
+def test_what_raises_an_alarm(name: str, metric: str, dimension: str, threshold: int) -> None:
+    topic = "arn:aws:sns:here:123456789012:ops"
+    alarm = Stack(**INDEX, AlarmTopicArn=topic).properties(name)
+    kind = "FunctionName" if metric in ("Errors", "Throttles") else "QueueName"
+    assert (alarm["MetricName"], alarm["Threshold"]) == (metric, threshold)
+    assert alarm["Namespace"] == ("AWS/Lambda" if kind == "FunctionName" else "AWS/SQS")
+    assert alarm["Dimensions"] == [{"Name": kind, "Value": dimension}]
+    assert alarm["ComparisonOperator"] == "GreaterThanOrEqualToThreshold"
+    assert alarm["AlarmActions"] == [topic]
+    assert "AlarmActions" not in Stack(**INDEX).properties(name)
