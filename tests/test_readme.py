@@ -8,17 +8,20 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
 from events.generate import PHOTO
-from handler import errors, output
+from handler import errors
 from handler.config import Config
-from handler.encoder import Encoder
-from handler.s3 import Source
+from handler.encoder import Embedding, Encoder
+from tests import commands
 from tests.aws import aws
 from tests.conftest import ROOT, free_port, wait_for
 from tests.test_errors import LEAVES
@@ -48,13 +51,46 @@ def port(model_dir: Path) -> Iterator[int]:
 
 @pytest.fixture
 def vectors(encoder: Encoder) -> Iterator[None]:
-    """An S3 with vectors that a batch has written."""
+    """An S3 as engines leave it: objects encoded twice, in files whose names are not in the order of time."""
+    ours, other = encoder.encode(PHOTO), -encoder.encode(PHOTO)
+    folder = re.findall(r'"Prefix": "(vectors/.*/)"', README)[0]
+    files = {
+        # A run read both, long ago; then the photograph was replaced and the other object was removed.
+        "runs/2026-01-01T00:00:00Z_a/1.npz": _archive({"photo.jpg": (1.0, other), "gone.jpg": (1.0, other)}),
+        "objects/1.npz": _archive({"photo.jpg": (3.0, ours)}),
+        "objects/2.npz": _archive({}, removed={"gone.jpg": 2.0}),
+        # What was removed before it was there again counts no more.
+        "objects/0.npz": _archive({}, removed={"photo.jpg": 2.0}),
+    }
     with aws() as cloud:
         cloud.s3.create_bucket(Bucket="clip-vectors")
-        rows = [output.Row(Source("shop-photos", "photo.jpg"), encoder.encode(PHOTO))]
-        body = output.to_npz(rows, encoder.fingerprint)
-        cloud.s3.put_object(Bucket="clip-vectors", Key="vectors/model/0123.npz", Body=body)
+        for name, body in files.items():
+            cloud.s3.put_object(Bucket="clip-vectors", Key=folder + name, Body=body)
+        elsewhere = "vectors/another-fingerprint/objects/3.npz"
+        body = _archive({"photo.jpg": (9.0, other)})
+        cloud.s3.put_object(Bucket="clip-vectors", Key=elsewhere, Body=body)
         yield
+
+
+def _archive(
+    rows: dict[str, tuple[float, Embedding]], removed: Mapping[str, float] = MappingProxyType({})
+) -> bytes:
+    """An archive in the batch function's form: key -> when it was read, and its vector."""
+    file = io.BytesIO()
+    np.savez(
+        file,
+        name=np.array([f"s3://shop-photos/{key}" for key in rows], str),
+        bucket=np.array(["shop-photos" for _ in rows], str),
+        key=np.array(list(rows), str),
+        version_id=np.array(["" for _ in rows], str),
+        etag=np.array(["0" for _ in rows], str),
+        read_at=np.array([when for when, _ in rows.values()], np.float64),
+        embedding=np.array([vector for _, vector in rows.values()], np.float32).reshape(len(rows), 512),
+        removed=np.array([f"s3://shop-photos/{key}" for key in removed], str),
+        removed_at=np.array(list(removed.values()), np.float64),
+        fingerprint=np.array("ViT-B-32"),
+    )
+    return file.getvalue()
 
 
 def _masked(output: str) -> list[str | float]:
@@ -80,17 +116,31 @@ def test_the_python_examples_print_what_their_comments_say(
     port: int,
     lambda_client: httpx.Client,
     vectors: None,
+    encoder: Encoder,
     code: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("AWS_ENDPOINT_URL_LAMBDA", str(lambda_client.base_url))
     code = code.replace("localhost:3000", f"127.0.0.1:{port}")
-    code = code.replace('"clip-image-encoder"', '"function"')  # the emulator's one name
-    printed = io.StringIO()
+    code = code.replace('"clip-image-encoder:live"', '"function"')  # the emulator's one name
+    printed, names = io.StringIO(), dict[str, Any]()
     with contextlib.redirect_stdout(printed):
-        exec(compile(code, "README.md", "exec"), {})
+        exec(compile(code, "README.md", "exec"), names)
     assert printed.getvalue().split() == re.findall(r"print\(.*# (.*)", code)[0].split()
+    if "vectors" in names:  # the newest of each object's, or none
+        assert names["vectors"]["s3://shop-photos/photo.jpg"] == pytest.approx(
+            encoder.encode(PHOTO), abs=1e-5
+        )
+
+
+def test_direct_invokes_name_the_alias() -> None:
+    """Without it a caller gets whatever was built last, also after a roll-back."""
+    invoked = re.findall(
+        r"(?:invoke\(FunctionName=\"|lambda invoke --function-name )([\w:-]+)", commands.text()
+    )
+    assert set(invoked) == {"clip-image-encoder:live"}
+    assert len(invoked) == 2
 
 
 def test_the_first_command_stands_before_line_20() -> None:

@@ -72,14 +72,30 @@ def resolve(template: Any, values: dict[str, str]) -> Any:
 
     policies = SimpleNamespace(load=dict)  # AWS's managed policies: the template names none
     template = transform(template, values, policies)
-    conditions = template["Conditions"]
+    holds = {
+        name: _holds(condition, template["Conditions"], values)
+        for name, condition in template["Conditions"].items()
+    }
     for kind in ("Resources", "Outputs"):
-        template[kind] = {
-            name: entry
-            for name, entry in template[kind].items()
-            if "Condition" not in entry or _holds(conditions[entry["Condition"]], conditions, values)
-        }
+        entries = template[kind].items()
+        made = {name: entry for name, entry in entries if holds.get(entry.get("Condition"), True)}
+        template[kind] = _chosen(made, holds)
     return _without_what_moto_cannot_make(template)
+
+
+def _chosen(node: Any, holds: dict[str, bool]) -> Any:
+    """`node` with each ``Fn::If`` decided, and without what then has no value, at which moto stumbles."""
+    no_value = {"Ref": "AWS::NoValue"}
+    match node:
+        case {"Fn::If": [condition, yes, no]}:
+            return _chosen(yes if holds[condition] else no, holds)
+        case dict():
+            decided = {key: _chosen(value, holds) for key, value in node.items()}
+            return {key: value for key, value in decided.items() if value != no_value}
+        case list():
+            items = [_chosen(item, holds) for item in node]
+            return [item for item in items if item != no_value]
+    return node
 
 
 def _holds(condition: Any, conditions: dict[str, Any], values: dict[str, str]) -> bool:
