@@ -65,6 +65,16 @@ def test_every_output_is_the_templates(run: list[list[str]]) -> None:
     assert named <= set(TEMPLATE["Outputs"])
 
 
+def test_every_parameter_of_the_template_is_in_the_table() -> None:
+    readme = (ROOT / "README.md").read_text()
+    table = readme[readme.index("| parameter | default |") : readme.index("- **arm64**")]
+    shown = {}
+    for row in re.findall(r"^\| `.*", table, re.MULTILINE):
+        _, names, defaults, *_ = (cell.strip().replace("`", "") for cell in row.split("|"))
+        shown |= dict(zip(names.split(", "), defaults.split(", ") * len(names.split(", ")), strict=False))
+    assert shown == {name: str(settings["Default"]) for name, settings in TEMPLATE["Parameters"].items()}
+
+
 def test_the_sum_of_the_costs_is_their_sum() -> None:
     text = (ROOT / "docs" / "operations.md").read_text()
     table = text[text.index("## What it costs") : text.index("**sum**")]
