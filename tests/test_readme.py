@@ -143,6 +143,14 @@ def test_direct_invokes_name_the_alias() -> None:
     assert len(invoked) == 2
 
 
+@pytest.mark.parametrize(("arguments", "host"), [([], "127.0.0.1"), (["HOST=0.0.0.0"], "0.0.0.0")])
+def test_make_run_listens_on_this_machine_alone_unless_told(arguments: list[str], host: str) -> None:
+    command = ["make", "--dry-run", "run", *arguments]
+    environment = os.environ | {"HOST": "what-some-shells-put-there"}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert re.findall(r"--host (\S+)", run.stdout) == [host]
+
+
 def test_the_first_command_stands_before_line_20() -> None:
     assert "$ make run" in README.splitlines()[:20]
     assert "$ make test" in README.splitlines()[:20]

@@ -68,7 +68,7 @@ def test_every_output_is_the_templates(run: list[list[str]]) -> None:
 def test_every_parameter_of_the_template_is_in_the_table() -> None:
     readme = (ROOT / "README.md").read_text()
     table = readme[readme.index("| parameter | default |") : readme.index("- **arm64**")]
-    shown = {}
+    shown: dict[str, str] = {}
     for row in re.findall(r"^\| `.*", table, re.MULTILINE):
         _, names, defaults, *_ = (cell.strip().replace("`", "") for cell in row.split("|"))
         shown |= dict(zip(names.split(", "), defaults.split(", ") * len(names.split(", ")), strict=False))
