@@ -1,4 +1,6 @@
 # Every verb installs what it needs; none needs a step before it.
+# Not from the environment, where some shells put the machine's name.
+HOST      := 127.0.0.1
 PORT      ?= 3000
 WEIGHTS   ?= openai
 MODEL_DIR ?= model
@@ -16,8 +18,8 @@ PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1 - /p' Makefile
 
-run: $(EXPORTER) $(MODEL_DIR)/model.json  ## serve on PORT=3000 (WEIGHTS=openai|synthetic, MODEL_DIR=model)
-	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/uvicorn handler.main:app --no-access-log --host 0.0.0.0 --port $(PORT)
+run: $(EXPORTER) $(MODEL_DIR)/model.json  ## serve on PORT=3000, for this machine alone unless HOST=0.0.0.0 (WEIGHTS=openai|synthetic, MODEL_DIR=model)
+	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/uvicorn handler.main:app --no-access-log --host $(HOST) --port $(PORT)
 
 model: $(EXPORTER)  ## export the model again, into MODEL_DIR (CHECKPOINT=FILE for weights of your own)
 	$(BIN)/python -m export --out $(MODEL_DIR) $(EXPORT)

@@ -8,8 +8,10 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import httpx
 import pytest
@@ -17,8 +19,10 @@ import pytest
 from events.generate import PHOTO
 from handler import errors, output
 from handler.config import Config
-from handler.encoder import Encoder
+from handler.encoder import Embedding, Encoder
+from handler.output import Entry
 from handler.s3 import Source
+from tests import commands
 from tests.aws import aws
 from tests.conftest import ROOT, free_port, wait_for
 from tests.test_errors import LEAVES
@@ -46,15 +50,44 @@ def port(model_dir: Path) -> Iterator[int]:
     process.wait(timeout=10)
 
 
+Rows = Mapping[str, tuple[float, Embedding]]
+Times = Mapping[str, float]
+
+
 @pytest.fixture
 def vectors(encoder: Encoder) -> Iterator[None]:
-    """An S3 with vectors that a batch has written."""
+    """An S3 as engines leave it: objects encoded twice, in files whose names are not in the order of time."""
+    ours, other = encoder.encode(PHOTO), -encoder.encode(PHOTO)
+    folder = re.findall(r'"Prefix": "(vectors/.*/)"', README)[0]
+    files = {
+        # A run read both, long ago; then the photograph was replaced and the other object was removed.
+        "runs/2026-01-01T00:00:00Z_a/1.npz": _archive(
+            encoder, {"photo.jpg": (1.0, other), "gone.jpg": (1.0, other)}
+        ),
+        "objects/1.npz": _archive(encoder, {"photo.jpg": (3.0, ours)}),
+        "objects/2.npz": _archive(encoder, removed={"gone.jpg": 2.0}),
+        # What was removed before it was there again counts no more.
+        "objects/0.npz": _archive(encoder, removed={"photo.jpg": 2.0}),
+    }
     with aws() as cloud:
         cloud.s3.create_bucket(Bucket="clip-vectors")
-        entries = [output.Entry(Source("shop-photos", "photo.jpg"), encoder.encode(PHOTO))]
-        body = output.to_npz(entries, encoder)
-        cloud.s3.put_object(Bucket="clip-vectors", Key="vectors/model/0123.npz", Body=body)
+        for name, body in files.items():
+            cloud.s3.put_object(Bucket="clip-vectors", Key=folder + name, Body=body)
+        elsewhere = "vectors/another-fingerprint/objects/3.npz"
+        body = _archive(encoder, {"photo.jpg": (9.0, other)})
+        cloud.s3.put_object(Bucket="clip-vectors", Key=elsewhere, Body=body)
         yield
+
+
+def _archive(
+    encoder: Encoder, rows: Rows = MappingProxyType({}), removed: Times = MappingProxyType({})
+) -> bytes:
+    """A file as the batch function writes it: key -> when it was read, and its vector."""
+    entries = [
+        Entry(Source("shop-photos", key, read_at=when), vector) for key, (when, vector) in rows.items()
+    ]
+    entries += [Entry(Source("shop-photos", key, read_at=when), None) for key, when in removed.items()]
+    return output.to_npz(entries, encoder)
 
 
 def _masked(output: str) -> list[str | float]:
@@ -80,17 +113,39 @@ def test_the_python_examples_print_what_their_comments_say(
     port: int,
     lambda_client: httpx.Client,
     vectors: None,
+    encoder: Encoder,
     code: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("AWS_ENDPOINT_URL_LAMBDA", str(lambda_client.base_url))
     code = code.replace("localhost:3000", f"127.0.0.1:{port}")
-    code = code.replace('"clip-image-encoder"', '"function"')  # the emulator's one name
-    printed = io.StringIO()
+    code = code.replace('"clip-image-encoder:live"', '"function"')  # the emulator's one name
+    printed, names = io.StringIO(), dict[str, Any]()
     with contextlib.redirect_stdout(printed):
-        exec(compile(code, "README.md", "exec"), {})
+        exec(compile(code, "README.md", "exec"), names)
     assert printed.getvalue().split() == re.findall(r"print\(.*# (.*)", code)[0].split()
+    if "vectors" in names:  # the newest of each object's, or none
+        assert names["vectors"]["s3://shop-photos/photo.jpg"] == pytest.approx(
+            encoder.encode(PHOTO), abs=1e-5
+        )
+
+
+def test_direct_invokes_name_the_alias() -> None:
+    """Without it a caller gets whatever was built last, also after a roll-back."""
+    invoked = re.findall(
+        r"(?:invoke\(FunctionName=\"|lambda invoke --function-name )([\w:-]+)", commands.text()
+    )
+    assert set(invoked) == {"clip-image-encoder:live"}
+    assert len(invoked) == 2
+
+
+@pytest.mark.parametrize(("arguments", "host"), [([], "127.0.0.1"), (["HOST=0.0.0.0"], "0.0.0.0")])
+def test_make_run_listens_on_this_machine_alone_unless_told(arguments: list[str], host: str) -> None:
+    command = ["make", "--dry-run", "run", *arguments]
+    environment = os.environ | {"HOST": "what-some-shells-put-there"}
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert re.findall(r"--host (\S+)", run.stdout) == [host]
 
 
 def test_the_first_command_stands_before_line_20() -> None:

@@ -1,0 +1,160 @@
+"""CloudFormation on this machine, for ``sam deploy``: moto's, and before it what moto's lacks.
+
+``python -m tests.e2e.cloudformation PORT`` serves it. A change set's template is fetched from S3, goes
+through the SAM transform, loses what its parameters' conditions switch off, and what moto cannot make;
+then moto adds, changes and deletes the resources of the stack that differ.
+"""
+
+import io
+import json
+import re
+import sys
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+import boto3
+from cfnlint.decode import cfn_yaml
+
+NOT_MADE_BY_MOTO = ("AWS::ApiGateway::", "AWS::Lambda::Alias", "AWS::WAFv2::")
+
+
+class SamTransform:
+    """A WSGI application around moto's, which knows no SAM.
+
+    A stack's parameters are found in its template, as ``Metadata.Values``.
+    """
+
+    def __init__(self, moto: Any, port: int) -> None:
+        self.moto = moto
+        self.s3 = boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}")
+        self.values: dict[str, dict[str, str]] = {}
+        """The parameters of each stack, which moto would forget where they are empty."""
+
+    def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        if body.startswith(b"Action=CreateChangeSet&"):
+            body = self._transformed(dict(parse_qsl(body.decode(), keep_blank_values=True)))
+        environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
+        return self.moto(environ, start_response)  # type: ignore[no-any-return]
+
+    def _transformed(self, request: dict[str, str]) -> bytes:
+        """The request for a change set, with a template and parameters that moto understands."""
+        bucket, _, key = urlsplit(request.pop("TemplateURL")).path.lstrip("/").partition("/")
+        text = self.s3.get_object(Bucket=bucket, Key=key)["Body"].read().decode()
+        template = json.loads(json.dumps(cfn_yaml.loads(text)))
+        values = {name: str(p["Default"]) for name, p in template["Parameters"].items()}
+        values |= self.values.get(request["StackName"], {}) | _given(request)
+        self.values[request["StackName"]] = values
+        template = resolve(template, values) | {"Metadata": {"Values": values}}
+        request["TemplateBody"] = json.dumps(template)
+        request = {name: value for name, value in request.items() if not name.startswith("Parameters.")}
+        for number, (name, value) in enumerate(values.items(), 1):
+            request[f"Parameters.member.{number}.ParameterKey"] = name
+            request[f"Parameters.member.{number}.ParameterValue"] = value
+        return urlencode(request).encode()
+
+
+def _given(request: dict[str, str]) -> dict[str, str]:
+    values = {}
+    for field, name in request.items():
+        if field.startswith("Parameters.") and field.endswith(".ParameterKey"):
+            value = request.get(field.replace("ParameterKey", "ParameterValue"))
+            if value is not None:  # else UsePreviousValue
+                values[name] = value
+    return values
+
+
+def resolve(template: Any, values: dict[str, str]) -> Any:
+    """A SAM template -> plain CloudFormation with just the resources that a stack with `values` has."""
+    from samtranslator.translator.transform import transform
+
+    policies = SimpleNamespace(load=dict)  # AWS's managed policies: the template names none
+    template = transform(template, values, policies)
+    holds = {
+        name: _holds(condition, template["Conditions"], values)
+        for name, condition in template["Conditions"].items()
+    }
+    for kind in ("Resources", "Outputs"):
+        entries = template[kind].items()
+        made = {name: entry for name, entry in entries if holds.get(entry.get("Condition"), True)}
+        template[kind] = _chosen(made, holds)
+    return _without_what_moto_cannot_make(template)
+
+
+def _chosen(node: Any, holds: dict[str, bool]) -> Any:
+    """`node` with each ``Fn::If`` decided, and without what then has no value, at which moto stumbles."""
+    no_value = {"Ref": "AWS::NoValue"}
+    match node:
+        case {"Fn::If": [condition, yes, no]}:
+            return _chosen(yes if holds[condition] else no, holds)
+        case dict():
+            decided = {key: _chosen(value, holds) for key, value in node.items()}
+            return {key: value for key, value in decided.items() if value != no_value}
+        case list():
+            items = [_chosen(item, holds) for item in node]
+            return [item for item in items if item != no_value]
+    return node
+
+
+def _holds(condition: Any, conditions: dict[str, Any], values: dict[str, str]) -> bool:
+    match condition:
+        case {"Condition": name}:
+            return _holds(conditions[name], conditions, values)
+        case {"Fn::Not": [inner]}:
+            return not _holds(inner, conditions, values)
+        case {"Fn::And": parts}:
+            return all(_holds(part, conditions, values) for part in parts)
+        case {"Fn::Or": parts}:
+            return any(_holds(part, conditions, values) for part in parts)
+        case {"Fn::Equals": [left, right]}:
+            return _value(left, values) == _value(right, values)
+    raise AssertionError(f"a condition of a kind that is not known here: {condition}")
+
+
+def _value(node: Any, values: dict[str, str]) -> str:
+    match node:
+        case {"Ref": name}:
+            return values[name]
+        case {"Fn::Join": [separator, {"Ref": name}]}:  # a list of texts, given with commas
+            return str(separator).join(values[name].split(","))
+    return str(node)
+
+
+def _without_what_moto_cannot_make(template: Any) -> Any:
+    """Aliases become their function; the API, and all that refers to it, is left out."""
+    template = json.loads(json.dumps(template, default=str).replace('"FunctionAliaslive"}', '"Function"}'))
+    resources, outputs = template["Resources"], template["Outputs"]
+    left_out = {name for name, r in resources.items() if r["Type"].startswith(NOT_MADE_BY_MOTO)}
+    while left_out:
+        pattern = re.compile("|".join(rf'"{name}"|\$\{{{name}[.}}]' for name in left_out))
+        for name in left_out:
+            del resources[name]
+        for entries in (resources, outputs):
+            for entry in entries.values():
+                _forget_dependencies(entry, left_out)
+        for name in [name for name, output in outputs.items() if pattern.search(json.dumps(output))]:
+            del outputs[name]
+        left_out = {name for name, r in resources.items() if pattern.search(json.dumps(r))}
+    return template
+
+
+def _forget_dependencies(entry: dict[str, Any], left_out: set[str]) -> None:
+    before = entry.pop("DependsOn", [])
+    names = [before] if isinstance(before, str) else before
+    if after := [name for name in names if name not in left_out]:
+        entry["DependsOn"] = after
+
+
+def serve(port: int) -> None:
+    """Serve until killed."""
+    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    moto = DomainDispatcherApplication(create_backend_app)
+    make_server("127.0.0.1", port, SamTransform(moto, port), threaded=True).serve_forever()
+
+
+if __name__ == "__main__":
+    serve(int(sys.argv[1]))

@@ -1,0 +1,153 @@
+"""The real ``sam deploy``, again and again, against a CloudFormation of this machine: nothing is lost.
+
+The SAM CLI is as it was installed: it asks, reads and writes samconfig.toml, packages the template, and
+makes and executes change sets. Not exercised is the push of an image, which the template names as pushed.
+"""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from cfnlint.decode import cfn_yaml
+
+from tests.conftest import ROOT, free_port, require, wait_for
+from tests.e2e.conftest import SAM, SAM_ENVIRONMENT, run
+
+STACK = "clip-image-encoder"
+SAFE = ["--parameter-overrides", "BatchBucket=shop-photos", "--save-params"]
+"""As the README says it."""
+BATCHES = {"Queue", "DeadLetterQueue", "VectorsBucket", "BatchFunction", "StateMachine"}
+
+
+class Project:
+    """A folder with the repository's template and samconfig.toml, and a CloudFormation of its own."""
+
+    def __init__(self, directory: Path, port: int) -> None:
+        self.directory = directory
+        self.environment = SAM_ENVIRONMENT | {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+            "SAM_CLI_POLL_DELAY": "0.1",
+        }
+        self.client = boto3.client(
+            "cloudformation",
+            endpoint_url=self.environment["AWS_ENDPOINT_URL"],
+            region_name="us-east-1",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+        )
+        self.builds = 0
+        shutil.copy(ROOT / "samconfig.toml", directory)
+
+    def build(self) -> None:
+        """Leave what ``sam build`` would, with an image that is in its registry already."""
+        self.builds += 1
+        image = f"123456789012.dkr.ecr.us-east-1.amazonaws.com/clip:build-{self.builds}"
+        text = (ROOT / "template.yaml").read_text()
+        text = re.sub(r"^    Metadata:\n(      .*\n)+", "", text, flags=re.MULTILINE)
+        text = text.replace("PackageType: Image\n", f"PackageType: Image\n      ImageUri: {image}\n")
+        (self.directory / "template.yaml").write_text(text)
+
+    def deploy(self, *arguments: str, answers: str = "y\n") -> None:
+        """A new build is deployed; `answers` are typed."""
+        self.build()
+        command = [SAM, "deploy", *arguments]
+        done = run(command, cwd=self.directory, env=self.environment, input=answers)
+        assert "Successfully created/updated stack" in done.stdout, done.stdout[-2000:]
+
+    def guided(self, *arguments: str) -> None:
+        """Every question is answered with what it proposes, but the last: "Deploy this changeset? [y/N]"."""
+        questions = 8 + len(cfn_yaml.load(str(ROOT / "template.yaml"))["Parameters"])
+        self.deploy("--guided", *arguments, answers="\n" * questions + "y\n")
+
+    def resources(self) -> set[str]:
+        """Names of what the stack has; versions come and go with each build, and are kept when they go."""
+        wanted = self.template()["Resources"]
+        made = self.client.describe_stack_resources(StackName=STACK)["StackResources"]
+        names = {
+            r["LogicalResourceId"] for r in made if "LogicalResourceId" in r
+        }  # one that moto cannot make has no name
+        return {name for name in names if wanted[name]["Type"] != "AWS::Lambda::Version"}
+
+    def parameters(self) -> dict[str, str]:
+        """What the stack has; see `cloudformation.SamTransform`."""
+        values: dict[str, str] = self.template()["Metadata"]["Values"]
+        return values
+
+    def template(self) -> Any:
+        return self.client.get_template(StackName=STACK)["TemplateBody"]
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Iterator[Project]:
+    require("docker", shutil.which(SAM), f"there is no SAM CLI at {SAM!r}")
+    port = free_port()
+    command = [sys.executable, "-m", "tests.e2e.cloudformation", str(port)]
+    environment = SAM_ENVIRONMENT | {"MOTO_PORT": str(port)}
+    with (tmp_path / "cloudformation.log").open("w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    try:
+        wait_for(port, process)
+        project = Project(tmp_path, port)
+        _make_the_cli_a_bucket(project)
+        yield project
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _make_the_cli_a_bucket(project: Project) -> None:
+    """The stack that SAM keeps templates in; moto would make the CLI's own, but forget its outputs."""
+    bucket = {
+        "Resources": {"Bucket": {"Type": "AWS::S3::Bucket"}},
+        "Outputs": {"SourceBucket": {"Value": {"Ref": "Bucket"}}},
+    }
+    tags = [{"Key": "ManagedStackSource", "Value": "AwsSamCli"}]
+    name = "aws-sam-cli-managed-default"
+    project.client.create_stack(StackName=name, TemplateBody=json.dumps(bucket), Tags=tags)
+
+
+def test_deployments_as_the_readme_says_lose_nothing(project: Project) -> None:
+    project.guided()
+    service = project.resources()
+    assert "Function" in service
+    assert not BATCHES & service
+    project.deploy(*SAFE)
+    with_batches = project.resources()
+    assert with_batches > service | BATCHES
+    project.deploy()
+    assert project.resources() == with_batches
+    project.deploy("--parameter-overrides", "MemorySize=1769", "--save-params")
+    assert project.resources() == with_batches
+    project.deploy()
+    assert project.resources() == with_batches
+    kept = project.parameters()
+    assert (kept["BatchBucket"], kept["MemorySize"], kept["AuthMode"]) == ("shop-photos", "1769", "API_KEY")
+
+
+def test_without_saving_the_next_plain_deployment_takes_the_queues_away(project: Project) -> None:
+    """Why the README says ``--save-params``: the answers to ``--guided`` are sent again, each of them."""
+    project.guided()
+    project.deploy("--parameter-overrides", "BatchBucket=shop-photos")
+    assert project.resources() > BATCHES
+    project.deploy()
+    assert project.parameters()["BatchBucket"] == ""
+    assert not BATCHES & project.resources()
+
+
+def test_a_second_guided_deployment_proposes_the_defaults_for_what_was_not_saved_last(
+    project: Project,
+) -> None:
+    """Why the README says to run ``--guided`` once: it does not ask the stack what it has."""
+    project.guided()
+    project.deploy(*SAFE)
+    project.deploy("--parameter-overrides", "MemorySize=1769", "--save-params")
+    project.guided()
+    assert project.parameters()["MemorySize"] == "1769"
+    assert not BATCHES & project.resources()
