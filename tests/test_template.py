@@ -205,6 +205,7 @@ def test_parameters_that_contradict_each_other_are_refused() -> None:
         }
 
     assert refused() == refused(DailyQuota="9", FollowBucket="true", **INDEX) == set()
+    assert refused(AuthMode="NONE") == set()
     assert refused(DailyQuota="9", AuthMode="NONE") == {"QuotaNeedsKey"}
     assert refused(FollowBucket="true") == {"FollowsABucket"}
     assert refused(SnapStart="PublishedVersions", ProvisionedConcurrency="1") == {
