@@ -10,6 +10,7 @@ import random
 import subprocess
 import sys
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -114,7 +115,10 @@ def _body(environ: dict[str, Any]) -> bytes:
 
 
 def _names_in_file(environ: dict[str, Any]) -> list[str]:
-    with np.load(io.BytesIO(_body(environ))) as file:
+    body = _body(environ)
+    if not zipfile.is_zipfile(io.BytesIO(body)):  # some test's own
+        return []
+    with np.load(io.BytesIO(body)) as file:
         return [*file["name"].tolist(), *file["removed"].tolist()]
 
 
