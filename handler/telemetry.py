@@ -32,6 +32,8 @@ def configure(level: str) -> None:
     log.handlers[:] = [handler]
     log.setLevel(level)
     log.propagate = False
+    # With LogFormat: JSON Lambda sets the root logger to INFO, at which botocore tells of its credentials.
+    logging.getLogger("botocore").setLevel("WARNING")
 
 
 @contextmanager
