@@ -26,11 +26,8 @@ from tests.conftest import ROOT
 CPU = "neoverse-n1"
 MIN_COSINE = 0.99999
 """What the export demands of an engine beside clip (`export.parity`, which imports torch)."""
-IMAGES = (
-    *("JPEG", "progressive JPEG", "CMYK JPEG", "RGBA with real transparency", "16-bit grey"),
-    *("palette", "WebP", "WebP lossless with alpha", "AVIF", "GIF animated", "TIFF deflate"),
-)
-"""Of `export.images.parity_images`: every decoder once, none of them large."""
+IMAGES = ("JPEG", "CMYK JPEG", "RGBA with real transparency", "16-bit grey", "WebP", "AVIF")
+"""Of `export.images.parity_images`: each way of decoding once, none of them large. Emulation is slow."""
 SUITE, PYTHON = "trixie", "3.13"
 CACHE = ROOT / ".cache/arm64"
 
@@ -75,7 +72,7 @@ def _run(command: list[str | Path], what: str, **options: Any) -> str:
         raise Missing(f"{what}: there is no {command[0]}") from error
     if done.returncode:
         raise Missing(f"{what}: {' '.join(done.stderr.splitlines()[-3:])}")
-    return done.stdout
+    return str(done.stdout)
 
 
 def _mirror() -> str:
