@@ -122,4 +122,4 @@ $(BIN)/aws-lambda-rie: | $(BIN)/python
 	rm -r $(VENV)/sam
 
 clean:  ## remove what make made, except downloads
-	rm -rf $(VENV) $(MODEL_DIR) .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(OTHER_VENV) $(MODEL_DIR) .pytest_cache .mypy_cache .ruff_cache .coverage
