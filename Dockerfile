@@ -6,19 +6,17 @@
 # Both builders take it, BuildKit and the classic one that `sam build` uses: hence no RUN --mount, no
 # heredocs, no COPY --chmod.
 ARG BASE_IMAGE=public.ecr.aws/lambda/python:3.13
+# What the stages with torch are built from: any image that has a Python 3.11 or newer with pip, because
+# a model folder does not care which Python wrote it.
+ARG EXPORT_IMAGE=${BASE_IMAGE}
 
 # --- what the function imports, compiled -----------------------------------------------------------
 FROM ${BASE_IMAGE} AS packages
-COPY requirements.txt ./
+# AWS's base has no find, no tar, no gzip and no which: what they would do, Python does.
+COPY requirements.txt export/slim.py ./
 RUN pip install --no-cache-dir --no-compile --require-hashes --only-binary :all: \
         --target /packages -r requirements.txt \
-    # Nothing imports these at run time: 9 MB of model converters, 17 MB of tests, pip's launchers.
-    && rm -rf /packages/onnxruntime/transformers /packages/onnxruntime/quantization \
-        /packages/onnxruntime/tools /packages/bin \
-    && find /packages -type d -name tests -prune -exec rm -rf {} + \
-    # botocore describes every service of AWS, in 27 MB: the function calls two.
-    && find /packages/botocore/data -mindepth 1 -maxdepth 1 -type d ! -name s3 ! -name s3vectors \
-        -exec rm -rf {} + \
+    && python slim.py /packages \
     # unchecked-hash: on a read-only root a stale time stamp would mean compiling at every cold start.
     && python -m compileall -q --invalidation-mode unchecked-hash /packages \
     && chmod -R a+rX /packages
@@ -26,7 +24,7 @@ COPY handler/ /code/handler/
 RUN python -m compileall -q --invalidation-mode unchecked-hash /code && chmod -R a+rX /code
 
 # --- torch and clip: for the export, and for the server --------------------------------------------
-FROM ${BASE_IMAGE} AS torch
+FROM ${EXPORT_IMAGE} AS torch
 COPY requirements-export.txt requirements-torch.txt ./
 RUN pip install --no-cache-dir -r requirements-export.txt
 ARG TORCH=cpu
@@ -61,7 +59,9 @@ FROM torch AS server
 ARG WEIGHTS=openai
 LABEL clip.weights=${WEIGHTS}
 COPY --from=export /model/ model/
-COPY --from=packages /code/ ./
+# Not from `packages`: what another Python compiled this one would ignore, and compile at every start.
+COPY handler/ handler/
+RUN python -m compileall -q --invalidation-mode unchecked-hash handler && chmod -R a+rX handler
 ENV CLIP_ENGINE=torch NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 EXPOSE 3000
 USER 993:990

@@ -13,7 +13,7 @@ EXPORTER := $(VENV)/.export-$(TORCH)
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run model test fuzz soak proof e2e image contents bench lint format check lock clean
+.PHONY: help run model test test-other arm64 fuzz soak proof e2e image contents bench lint format check lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1 - /p' Makefile
@@ -34,7 +34,17 @@ EXPORT           := $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT),$(EXPORT_$(WEI
 test: $(VENV)/.dev  ## every test that needs no container engine
 	$(BIN)/python -m pytest $(ARGS)
 
-e2e: $(VENV)/.dev  ## the real container, with docker and sam (environment: DOCKER, SAM, BASE_IMAGE)
+# Lambda's Python need not be the one that torch is installed on: a virtual environment of its own, without
+# torch, and a model made before. What needs torch is skipped there.
+OTHER      ?= python3.13
+OTHER_VENV := .cache/$(notdir $(OTHER))
+test-other: $(OTHER_VENV)/.dev $(VENV)/.dev $(MODEL_DIR)/model.json  ## the tests that need no torch, on OTHER=python3.13
+	CLIP_MODEL_DIR=$(abspath $(MODEL_DIR)) RIE=$${RIE:-$(abspath $(BIN)/aws-lambda-rie)} $(OTHER_VENV)/bin/python -m pytest $(ARGS)
+
+arm64: $(VENV)/.dev $(MODEL_DIR)/model.json  ## the function's vectors on an emulated arm64 beside those here (needs root and mmdebstrap)
+	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/python -m tests.arm64 $(ARGS)
+
+e2e: $(VENV)/.dev  ## the real container, with docker and sam (environment: DOCKER, SAM, BASE_IMAGE, EXPORT_IMAGE)
 	$(BIN)/python -m pytest tests/e2e $(ARGS)
 
 fuzz: $(VENV)/.dev $(MODEL_DIR)/model.json  ## damaged files and events, 20,000 of them in three minutes (ARGS="--cases N --seconds S")
@@ -94,6 +104,12 @@ $(VENV)/.dev: requirements-dev.txt $(EXPORTER)
 	-@$(MAKE) --no-print-directory $(BIN)/aws-lambda-rie
 	@touch $@
 
+# torch itself is in none of the lists but requirements-torch.txt.
+$(OTHER_VENV)/.dev: requirements-dev.txt
+	$(OTHER) -m venv $(OTHER_VENV)
+	$(OTHER_VENV)/bin/pip --disable-pip-version-check --quiet install --require-hashes -r requirements-dev.txt
+	@touch $@
+
 $(VENV)/.bench: requirements-bench.txt $(EXPORTER)
 	$(PIP) install -r requirements-bench.txt
 	@touch $@
@@ -108,4 +124,4 @@ $(BIN)/aws-lambda-rie: | $(BIN)/python
 	rm -r $(VENV)/sam
 
 clean:  ## remove what make made, except downloads
-	rm -rf $(VENV) $(MODEL_DIR) .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(OTHER_VENV) $(MODEL_DIR) .pytest_cache .mypy_cache .ruff_cache .coverage

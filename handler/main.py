@@ -16,12 +16,18 @@ with ThreadPoolExecutor(1) as pool:
     loading = pool.submit(load_from_env)
     # FastAPI imports pydantic's old version, if there is one, to ask of every type whether it is its.
     sys.modules.setdefault("pydantic.v1", None)  # type: ignore[arg-type]
+    import asyncio
+
     from mangum import Mangum
 
     from handler import direct
     from handler.app import create_app
 encoder = loading.result()
 app = create_app(encoder)
+# Mangum takes the event loop that is set. Where none is, Python up to 3.11 makes one, 3.12 and 3.13 do
+# so with a warning, and 3.14 refuses.
+_loop = asyncio.new_event_loop()
+asyncio.set_event_loop(_loop)
 # Mangum would run startup and shutdown around every single invocation; there is nothing to start.
 _http = Mangum(app, lifespan="off")
 

@@ -1,8 +1,13 @@
-"""What the tests share: one full-size synthetic model, exported by the real export, and a real server."""
+"""What the tests share: one full-size synthetic model, exported by the real export, and a real server.
+
+Where torch is not installed (``make test-other``) the model is the one that ``CLIP_MODEL_DIR`` names,
+and what needs torch itself is skipped and says so.
+"""
 
 import base64
 import copy
 import dataclasses
+import importlib.util
 import os
 import shutil
 import signal
@@ -15,22 +20,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 import uvicorn
 
-from export import checkpoint, images
-from export.__main__ import main as export
-from export.checkpoint import Reference
+from export import images
 from handler.app import create_app
 from handler.config import Config
 from handler.encoder import Encoder
 from handler.engines import Engine
 from handler.engines.onnx_cpu import OnnxCpuEngine
-from handler.engines.torch_clip import TorchClipEngine
 from handler.model import Model
+
+if TYPE_CHECKING:
+    from export.checkpoint import Reference
 
 ROOT = Path(__file__).parent.parent
 EMULATOR = os.environ.get("RIE") or shutil.which("aws-lambda-rie", path=Path(sys.executable).parent)
@@ -45,18 +50,29 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def synthetic(cache: Path) -> Path:
     """A full-size synthetic checkpoint."""
+    pytest.importorskip("torch")
+    from export import checkpoint
+
     return checkpoint.make_synthetic(cache / "ViT-B-32-synthetic.pt")
 
 
 @pytest.fixture(scope="session")
-def reference(synthetic: Path) -> Reference:
+def reference(synthetic: Path) -> "Reference":
     """clip itself, with the synthetic weights."""
+    from export import checkpoint
+
     return checkpoint.load_reference(synthetic, synthetic=True)
 
 
 @pytest.fixture(scope="session")
-def model_dir(tmp_path_factory: pytest.TempPathFactory, cache: Path, synthetic: Path) -> Path:
-    """A model folder, through the command line and its parity gate."""
+def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+    """A model folder, through the command line and its parity gate; without torch, one made before."""
+    if not importlib.util.find_spec("torch") and (made := os.environ.get("CLIP_MODEL_DIR")):
+        return Path(made).absolute()
+    synthetic = request.getfixturevalue("synthetic")
+    from export import checkpoint
+    from export.__main__ import main as export
+
     out = tmp_path_factory.mktemp("export") / "model"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "CACHE", cache)
@@ -74,7 +90,12 @@ def model(model_dir: Path) -> Model:
 @pytest.fixture(scope="session", params=["onnx", "torch"])
 def engine(request: pytest.FixtureRequest, model: Model) -> Engine:
     """Each engine in turn: what holds for one holds for the other."""
-    return OnnxCpuEngine(model, threads=2) if request.param == "onnx" else TorchClipEngine(model, "cpu")
+    if request.param == "onnx":
+        return OnnxCpuEngine(model, threads=2)
+    pytest.importorskip("torch")
+    from handler.engines.torch_clip import TorchClipEngine
+
+    return TorchClipEngine(model, "cpu")
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,11 @@ from typing import ClassVar
 import numpy as np
 import onnx
 import pytest
-import torch
 from PIL import Image, ImageChops
+
+pytest.importorskip("torch")
+
+import torch
 
 from export import checkpoint, graph, images, parity
 from export.__main__ import main as export

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytest.importorskip("torch")
+
 from export import images, parity
 from export.checkpoint import Reference
 from handler.config import Config

@@ -29,6 +29,7 @@ from tests.conftest import ROOT, free_port, require
 DOCKER = os.environ.get("DOCKER", "docker")
 SAM = os.environ.get("SAM", "sam")
 BASE_IMAGE = os.environ.get("BASE_IMAGE", "public.ecr.aws/lambda/python:3.13")
+EXPORT_IMAGE = os.environ.get("EXPORT_IMAGE", BASE_IMAGE)
 IMAGE = "clip-image-encoder:e2e"
 SAM_ENVIRONMENT = os.environ | {
     "SAM_CLI_TELEMETRY": "0",
@@ -67,7 +68,7 @@ def docker(*arguments: str, check: bool = True, **options: Any) -> subprocess.Co
 @pytest.fixture(scope="session")
 def build_arguments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The Dockerfile's arguments: synthetic weights, and wheels of torch that lie on this machine."""
-    arguments = {"WEIGHTS": "synthetic", "BASE_IMAGE": BASE_IMAGE}
+    arguments = {"WEIGHTS": "synthetic", "BASE_IMAGE": BASE_IMAGE, "EXPORT_IMAGE": EXPORT_IMAGE}
     wheels = tmp_path_factory.mktemp("wheels")
     torch = re.findall(r"^torch==\S+", (ROOT / "requirements-torch.txt").read_text(), re.MULTILINE)[0]
     pip = [sys.executable, "-m", "pip", "download", "--no-index", "--no-deps", "--dest", str(wheels), torch]
