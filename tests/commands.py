@@ -29,7 +29,7 @@ GLOBAL = {"--query": 1, "--output": 1, "--region": 1, "--profile": 1, "--cli-bin
 """The AWS CLI's own options for every command, and how many values they take."""
 SERVICES = {"s3api": "s3"}
 """Services that the CLI calls by another name than botocore."""
-S3 = {"cp": {"--recursive"}, "presign": {"--expires-in"}}
+S3 = {"cp": {"--recursive"}, "sync": set(), "presign": {"--expires-in"}}
 """Sub-commands of `aws s3` and `aws configure`, which are the CLI's own, and the options used here."""
 CONFIGURE: dict[str, set[str]] = {"list": set(), "sso": set()}
 RENAMED = {("sns", "subscribe"): {"--notification-endpoint": "--endpoint"}}
