@@ -49,7 +49,7 @@ def create(name: str, **parameters: str) -> SimpleNamespace:
 
     Gives its ``template``, its ``outputs`` and its ``resources``, the physical id of each by its name.
     """
-    template = _what_moto_makes(transformed(**parameters))
+    template = what_moto_makes(transformed(**parameters))
     client = boto3.client("cloudformation")
     client.create_stack(
         StackName=name,
@@ -70,8 +70,8 @@ def create(name: str, **parameters: str) -> SimpleNamespace:
     )
 
 
-def _what_moto_makes(template: dict[str, Any]) -> dict[str, Any]:
-    """`template` without the types of `NOT_MADE`, and without the outputs that tell of one."""
+def what_moto_makes(template: dict[str, Any]) -> dict[str, Any]:
+    """Plain CloudFormation without the types of `NOT_MADE`, and without the outputs that tell of one."""
     resources = template["Resources"]
     left_out = {name for name, resource in resources.items() if resource["Type"] in NOT_MADE}
     aliases = {

@@ -7,7 +7,6 @@ then moto adds, changes and deletes the resources of the stack that differ.
 
 import io
 import json
-import re
 import sys
 from collections.abc import Iterable
 from types import SimpleNamespace
@@ -17,7 +16,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import boto3
 from cfnlint.decode import cfn_yaml
 
-NOT_MADE_BY_MOTO = ("AWS::ApiGateway::", "AWS::Lambda::Alias", "AWS::WAFv2::")
+from tests import stack
 
 
 class SamTransform:
@@ -80,7 +79,7 @@ def resolve(template: Any, values: dict[str, str]) -> Any:
         entries = template[kind].items()
         made = {name: entry for name, entry in entries if holds.get(entry.get("Condition"), True)}
         template[kind] = _chosen(made, holds)
-    return _without_what_moto_cannot_make(template)
+    return stack.what_moto_makes(json.loads(json.dumps(template, default=str)))
 
 
 def _chosen(node: Any, holds: dict[str, bool]) -> Any:
@@ -120,31 +119,6 @@ def _value(node: Any, values: dict[str, str]) -> str:
         case {"Fn::Join": [separator, {"Ref": name}]}:  # a list of texts, given with commas
             return str(separator).join(values[name].split(","))
     return str(node)
-
-
-def _without_what_moto_cannot_make(template: Any) -> Any:
-    """Aliases become their function; the API, and all that refers to it, is left out."""
-    template = json.loads(json.dumps(template, default=str).replace('"FunctionAliaslive"}', '"Function"}'))
-    resources, outputs = template["Resources"], template["Outputs"]
-    left_out = {name for name, r in resources.items() if r["Type"].startswith(NOT_MADE_BY_MOTO)}
-    while left_out:
-        pattern = re.compile("|".join(rf'"{name}"|\$\{{{name}[.}}]' for name in left_out))
-        for name in left_out:
-            del resources[name]
-        for entries in (resources, outputs):
-            for entry in entries.values():
-                _forget_dependencies(entry, left_out)
-        for name in [name for name, output in outputs.items() if pattern.search(json.dumps(output))]:
-            del outputs[name]
-        left_out = {name for name, r in resources.items() if pattern.search(json.dumps(r))}
-    return template
-
-
-def _forget_dependencies(entry: dict[str, Any], left_out: set[str]) -> None:
-    before = entry.pop("DependsOn", [])
-    names = [before] if isinstance(before, str) else before
-    if after := [name for name in names if name not in left_out]:
-        entry["DependsOn"] = after
 
 
 def serve(port: int) -> None:
