@@ -261,7 +261,8 @@ def _write(encoded: Outcomes, encoder: Encoder, file: str) -> dict[Source, ClipE
             entries.append(output.Entry(source, outcome))
         elif _has_no_vector(outcome):
             entries.append(output.Entry(source, None))
-    errors = output.write(entries, encoder, file)
+    with telemetry.timed("s3_wait_ms"):
+        errors = output.write(entries, encoder, file)
     if file:  # a run's file says when each object was read: a reader lets the latest reading count
         return errors
     written = [entry.source for entry in entries if entry.source not in errors]
