@@ -21,6 +21,7 @@ from tests.conftest import ROOT, free_port, require, wait_for
 from tests.e2e.conftest import SAM, SAM_ENVIRONMENT, run
 
 STACK = "clip-image-encoder"
+REPOSITORY = "123456789012.dkr.ecr.us-east-1.amazonaws.com/clip"
 SAFE = ["--parameter-overrides", "BatchBucket=shop-photos", "--save-params"]
 """As the README says it."""
 BATCHES = {"Queue", "DeadLetterQueue", "VectorsBucket", "BatchFunction", "StateMachine"}
@@ -43,12 +44,17 @@ class Project:
             aws_secret_access_key="test",
         )
         self.builds = 0
-        shutil.copy(ROOT / "samconfig.toml", directory)
+        # Where there is an image to push, --guided asks for its repositories too, and saves the answer.
+        settings = (ROOT / "samconfig.toml").read_text()
+        head = "[default.deploy.parameters]\n"
+        assert head in settings
+        settings = settings.replace(head, f'{head}image_repository = "{REPOSITORY}"\n')
+        (directory / "samconfig.toml").write_text(settings)
 
     def build(self) -> None:
         """Leave what ``sam build`` would, with an image that is in its registry already."""
         self.builds += 1
-        image = f"123456789012.dkr.ecr.us-east-1.amazonaws.com/clip:build-{self.builds}"
+        image = f"{REPOSITORY}:build-{self.builds}"
         text = (ROOT / "template.yaml").read_text()
         text = re.sub(r"^    Metadata:\n(      .*\n)+", "", text, flags=re.MULTILINE)
         text = text.replace("PackageType: Image\n", f"PackageType: Image\n      ImageUri: {image}\n")
