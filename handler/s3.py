@@ -188,8 +188,9 @@ def _as_clip_error(source: Source, error: Exception) -> ClipError:
         return SourceUnavailable("S3 did not deliver the object: try again")
     if status in (404, 405) or code in _NO_NAME:  # 405: the version is a delete marker
         return SourceNotFound("there is no such object, or no such version of it")
-    # Among them "KMS." and "InvalidRequest": encrypted under a key that this service may not use.
-    log.warning("%s cannot be read: %s: %s", source, type(error).__name__, error)
+    encrypted = code.startswith("KMS.") or code == "InvalidRequest"  # under a key we have no use of
+    if status not in (401, 403) and not encrypted:  # then it is not known what would help
+        log.warning("%s cannot be read: %s: %s", source, type(error).__name__, error)
     return SourceDenied("S3 denies the object to this service: its role lacks s3:GetObject, or its key")
 
 

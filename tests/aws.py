@@ -28,6 +28,7 @@ FAULTS = {
     "denied/": ("403 Forbidden", "AccessDenied"),
     "archived/": ("403 Forbidden", "InvalidObjectState"),
     "undecryptable/": ("400 Bad Request", "KMS.DisabledException"),
+    "elsewhere/": ("400 Bad Request", "IllegalLocationConstraintException"),
     "expired/": ("400 Bad Request", "ExpiredToken"),
     "throttled/": ("503 Slow Down", "SlowDown"),
     "throttled-once/": ("503 Slow Down", "SlowDown"),

@@ -292,8 +292,8 @@ def test_a_version_that_is_named_is_an_object_of_its_own(
 
 
 def test_what_cannot_be_looked_at_keeps_its_vector(worker: Encoder, cloud: SimpleNamespace) -> None:
-    event = sqs(*map(s3_notification, ("denied/x", "throttled/x", "broken/x")))
-    assert len(direct.invoke(event, None, worker)["batchItemFailures"]) == 3
+    event = sqs(*map(s3_notification, ("denied/x", "throttled/x", "broken/x", "elsewhere/x")))
+    assert len(direct.invoke(event, None, worker)["batchItemFailures"]) == 4
     assert take_vectors(cloud.s3) == {}
 
 

@@ -158,6 +158,7 @@ def test_any_key_is_taken_as_it_is(
         ("denied/x", 403, "source_denied"),
         ("archived/x", 403, "source_denied"),
         ("undecryptable/x", 403, "source_denied"),
+        ("elsewhere/x", 403, "source_denied"),  # a refusal that is not understood is no proof of absence
         ("huge/x", 413, "image_too_large"),  # by its head alone: no byte of it ever comes
         ("throttled/x", 503, "source_unavailable"),
         ("expired/x", 503, "source_unavailable"),  # our credentials, which is no fault of the object's
