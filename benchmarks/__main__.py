@@ -1,6 +1,7 @@
 """``python -m benchmarks``: measure everything, print the README's table, write JSON and chart.
 
-Subjects are interleaved (A B C A B C ...), each cold start is a process of its own, and every figure
+Subjects are interleaved (A B C A B C ...), each cold start is a process of its own, and every
+figure
 kept is a list of raw times: medians and spread are taken in ``report``.
 """
 
@@ -76,7 +77,9 @@ class Run:
             for _ in range(repeat):
                 for subject in self.subjects:
                     self.bar.set_description(f"cold start, {kind} page cache: {subject}")
-                    seconds, usage = cold_start(subject, self.inputs, threads, warm_cache=kind == "warm")
+                    seconds, usage = cold_start(
+                        subject, self.inputs, threads, warm_cache=kind == "warm"
+                    )
                     rows[subject].append({"seconds": seconds, **asdict(usage)})
                     self.bar.update()
             drop = 1 if kind == "warm" else 0  # the first fills the page cache
@@ -87,14 +90,18 @@ class Run:
         plan, results = self.plan, self.results
         times: dict[str, Any] = defaultdict(lambda: defaultdict(list))
         with processes(self.subjects, self.inputs, threads) as running:
-            vectors = {name: process.ask("vector", image=IMAGES[2]) for name, process in running.items()}
+            vectors = {
+                name: process.ask("vector", image=IMAGES[2]) for name, process in running.items()
+            }
             results["cosine to baseline"] = {
                 name: sum(x * y for x, y in zip(vector, vectors["baseline"], strict=True))
                 for name, vector in vectors.items()
             }
             for _ in range(plan.rounds):
                 for image in IMAGES:
-                    self._turn(running, times[image], f"{image}, {threads} thread(s)", "image", image=image)
+                    self._turn(
+                        running, times[image], f"{image}, {threads} thread(s)", "image", image=image
+                    )
                 self._turn(running, times["REST request"], f"REST, {threads} thread(s)", "request")
             results["warm"][str(threads)] = times
             results["split"][str(threads)] = running["ours"].ask("split", repeat=plan.rounds * 10)
@@ -103,7 +110,12 @@ class Run:
                 results["batch"] = self._batches(running)
 
     def _turn(
-        self, running: dict[str, Any], times: dict[str, list[float]], title: str, do: str, **arguments: Any
+        self,
+        running: dict[str, Any],
+        times: dict[str, list[float]],
+        title: str,
+        do: str,
+        **arguments: Any,
     ) -> None:
         self.bar.set_description(title)
         if do == "image":
@@ -119,7 +131,9 @@ class Run:
             for batch in (1, 8, 32):
                 self.bar.set_description(f"batches of {batch}")
                 for name, process in running.items():
-                    times[str(batch)][name] += process.ask("image", image=IMAGES[0], batch=batch, repeat=1)
+                    times[str(batch)][name] += process.ask(
+                        "image", image=IMAGES[0], batch=batch, repeat=1
+                    )
                 self.bar.update()
         return times
 
@@ -181,7 +195,11 @@ def machine(threads: list[int]) -> dict[str, Any]:
     """What the figures were measured on."""
     cpu = platform.processor()
     if (info := Path("/proc/cpuinfo")).exists():
-        names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        names = [
+            line.split(":")[1].strip()
+            for line in info.read_text().splitlines()
+            if "model name" in line
+        ]
         cpu = names[0] if names else cpu
     return {
         "cpu": cpu,
@@ -198,16 +216,24 @@ def prepare(inputs: Path) -> None:
     """Make the inputs unless they are there and newer than the code that makes them."""
     made = inputs / "complete"
     sources = [*(HERE.parent / "export").glob("*.py"), HERE / "inputs.py"]
-    if not made.exists() or any(source.stat().st_mtime > made.stat().st_mtime for source in sources):
+    if not made.exists() or any(
+        source.stat().st_mtime > made.stat().st_mtime for source in sources
+    ):
         subprocess.run([sys.executable, "-m", "benchmarks.inputs", str(inputs)], check=True)
 
 
 def main() -> None:
     """Measure, write ``results/``, print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="two minutes: shows that all works, no more")
-    parser.add_argument("--cache", type=Path, default=Path(".cache/benchmark"), help="inputs are kept here")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="folder for JSON and chart")
+    parser.add_argument(
+        "--quick", action="store_true", help="two minutes: shows that all works, no more"
+    )
+    parser.add_argument(
+        "--cache", type=Path, default=Path(".cache/benchmark"), help="inputs are kept here"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=HERE / "results", help="folder for JSON and chart"
+    )
     options = parser.parse_args()
     inputs = options.cache.resolve()
     prepare(inputs)

@@ -13,9 +13,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from export.images import PHOTOGRAPHS, encoded, photograph
-from handler import image
 from handler.config import Config
 from handler.engines import Engine, load_engine
+from handler.images import decode
 from handler.model import Model
 
 MIN_COSINE = 0.9998
@@ -43,7 +43,7 @@ def sizes(name: str, draft: int) -> Iterator[tuple[int, int]]:
 def cosine(engine: Engine, data: bytes, draft: int) -> float:
     """Between the vectors of `data` decoded in full and decoded with ``jpeg_draft``."""
     configs = (Config(jpeg_draft=value) for value in (0, draft))
-    full, reduced = (image.preprocess(image.decode(data, config)) for config in configs)
+    full, reduced = (decode.preprocess(decode.decode(data, config)) for config in configs)
     a, b = engine.encode(np.stack([full, reduced]))
     return float(a @ b)
 
@@ -57,7 +57,10 @@ def main() -> None:
     engine = load_engine(Config(engine="onnx"), Model.load(options.model))
     worst: dict[str, tuple[float, tuple[int, int]]] = {}
     for name in tqdm(PHOTOGRAPHS, unit="photograph"):
-        found = ((cosine(engine, enlarged(name, s), options.draft), s) for s in sizes(name, options.draft))
+        found = (
+            (cosine(engine, enlarged(name, s), options.draft), s)
+            for s in sizes(name, options.draft)
+        )
         worst[name] = min(found)
     for name, (value, size) in worst.items():
         print(f"{name:20} {value:.6f} at {size[0]} x {size[1]}")

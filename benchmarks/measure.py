@@ -45,7 +45,9 @@ class Process:
         self.popen.stdin.flush()
         line = self.popen.stdout.readline()
         if not line:
-            raise RuntimeError(f"the {self.subject} worker died answering {do!r}: run it by hand to see why")
+            raise RuntimeError(
+                f"the {self.subject} worker died answering {do!r}: run it by hand to see why"
+            )
         return json.loads(line)
 
     def end(self) -> "Usage":
@@ -81,10 +83,20 @@ def processes(subjects: list[str], inputs: Path, threads: int) -> Iterator[dict[
             process.end()
 
 
-def cold_start(subject: str, inputs: Path, threads: int, *, warm_cache: bool) -> tuple[float, Usage]:
+def cold_start(
+    subject: str, inputs: Path, threads: int, *, warm_cache: bool
+) -> tuple[float, Usage]:
     """Seconds from process start to the first vector, and what the process used."""
     if not warm_cache:
-        evict([Path(sys.prefix), Path(sysconfig.get_path("stdlib")), Path("handler"), inputs, CHECKPOINTS])
+        evict(
+            [
+                Path(sys.prefix),
+                Path(sysconfig.get_path("stdlib")),
+                Path("handler"),
+                inputs,
+                CHECKPOINTS,
+            ]
+        )
     process = Process(subject, inputs, threads)
     seconds = process.ask("first") - process.started
     return seconds, process.end()

@@ -24,7 +24,9 @@ def gflop(batch: int) -> float:
     tokens, width = 50, 768
     attention = 2 * tokens * width  # scores, then the weighted sum, of one token
     block = tokens * (width * 3 * width + attention + width * width + 8 * width * width)
-    last = tokens * width * 2 * width + width * width + attention + width * width + 8 * width * width
+    last = (
+        tokens * width * 2 * width + width * width + attention + width * width + 8 * width * width
+    )
     patches, projection = 49 * 3072 * width, width * 512
     return batch * 2 * (patches + 11 * block + last + projection) / 1e9
 
@@ -47,7 +49,9 @@ class Table:
     def row(
         self, title: str, values: dict[str, float], form: str, spread: dict[str, str], *, less: bool
     ) -> None:
-        """One row. `less`: fewer is better, so the ratio is given as "x times faster", or as a share."""
+        """One row. `less`: fewer is better, so the ratio is given as "x times faster", or as a
+        share.
+        """
         cells = []
         for subject in self.subjects:
             value = values.get(subject)
@@ -64,7 +68,9 @@ class Table:
         """A row of medians, 95th percentiles beside them."""
         digits = "{:.2f}" if unit == "s" else "{:.0f}"
         medians = {name: median(values) * scale for name, values in times.items()}
-        spread = {name: f" ({digits.format(p95(values) * scale)})" for name, values in times.items()}
+        spread = {
+            name: f" ({digits.format(p95(values) * scale)})" for name, values in times.items()
+        }
         self.row(title, medians, digits + f" {unit}", spread, less=False)
 
 
@@ -93,7 +99,9 @@ def table(results: Results) -> str:
         line.row("", inverse, "{:.3f}", {}, less=False)
         cells = " | ".join(f"{rate[name]:.1f}/s{shown[name]}" for name in subjects)
         ratio = line.lines[-1].split("|")[-2].strip()
-        rows.lines.append(f"| images in batches of {batch}, {threads} threads | {cells} | {ratio} |")
+        rows.lines.append(
+            f"| images in batches of {batch}, {threads} threads | {cells} | {ratio} |"
+        )
     parts = [
         heading(results),
         "\n".join(rows.lines),
@@ -174,10 +182,17 @@ def _on_paper(rates: dict[tuple[str, str], float]) -> list[str]:
             cells = []
             for count in ("64", "1"):  # S3 Batch Operations hands over one object at a time
                 rate = rates[cpus, count]
-                cells.append(" / ".join(_duration(images / rate / functions) for functions in (100, 1000)))
+                cells.append(
+                    " / ".join(_duration(images / rate / functions) for functions in (100, 1000))
+                )
                 invocations = images / int(count) * REQUEST
-                prices = (images / rate * memory / 1024 * price + invocations for price in GB_SECOND.values())
-                cells.append(" / ".join(f"${dollars:,.{2 if dollars < 10 else 0}f}" for dollars in prices))
+                prices = (
+                    images / rate * memory / 1024 * price + invocations
+                    for price in GB_SECOND.values()
+                )
+                cells.append(
+                    " / ".join(f"${dollars:,.{2 if dollars < 10 else 0}f}" for dollars in prices)
+                )
             lines.append(f"| {name} | {memory:,} MB | {' | '.join(cells)} |")
     return lines
 
@@ -217,7 +232,11 @@ def chart(results: Results) -> str:
             "s",
             {n: median(r["seconds"] for r in v) for n, v in starts["warm"].items()},
         ),
-        ("peak memory", "MB", {n: median(r["peak_mb"] for r in v) for n, v in starts["warm"].items()}),
+        (
+            "peak memory",
+            "MB",
+            {n: median(r["peak_mb"] for r in v) for n, v in starts["warm"].items()},
+        ),
         (
             "read from disk at start",
             "MB",
@@ -236,7 +255,9 @@ def chart(results: Results) -> str:
             width = 430 * values[name] / max(values.values())
             label = f"{values[name]:.2f} {unit}" if unit == "s" else f"{values[name]:.0f} {unit}"
             shapes.append(f'<text x="90" y="{y + 12}" text-anchor="end">{name}</text>')
-            shapes.append(f'<rect x="100" y="{y}" width="{width:.0f}" height="15" fill="{colours[name]}"/>')
+            shapes.append(
+                f'<rect x="100" y="{y}" width="{width:.0f}" height="15" fill="{colours[name]}"/>'
+            )
             shapes.append(f'<text x="{106 + width:.0f}" y="{y + 12}">{label}</text>')
         y += 32
     return (

@@ -40,11 +40,19 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def stand_in(photograph: bytes) -> Iterator[None]:
-    """Serve `photograph`; processes started meanwhile find it as S3 and read from bucket ``photos``."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"photograph": photograph}))
+    """Serve `photograph`; processes started meanwhile find it as S3 and read from bucket
+    ``photos``.
+    """
+    server = ThreadingHTTPServer(
+        ("127.0.0.1", 0), type("Handler", (_Handler,), {"photograph": photograph})
+    )
     env = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
-        **{"AWS_ACCESS_KEY_ID": "benchmark", "AWS_SECRET_ACCESS_KEY": "benchmark", "AWS_REGION": "us-east-1"},
+        **{
+            "AWS_ACCESS_KEY_ID": "benchmark",
+            "AWS_SECRET_ACCESS_KEY": "benchmark",
+            "AWS_REGION": "us-east-1",
+        },
         **{"CLIP_S3_BUCKETS": "photos", "CLIP_OUTPUT": "s3://vectors/benchmark"},
     }
     before = os.environ.copy()

@@ -55,7 +55,8 @@ class Worker:
 
         Many images come as a Distributed Map's batch, one as any other engine's event.
         """
-        from handler import batch, main, telemetry
+        from handler import main, telemetry
+        from handler.events import batch
 
         items = [{"s3": {"bucket": "photos", "key": f"{number}.jpg"}} for number in range(count)]
         event = {"Items": items} | ({"BatchInput": {"run": "benchmark"}} if count > 1 else {})
@@ -73,11 +74,12 @@ class Worker:
 
     def split(self, repeat: int) -> list[list[float]]:
         """Ours only: one request's time in its parts: event, decode, preprocess, engine, response."""
-        from handler import image, main
+        from handler import main
+        from handler.images import decode
 
         marks: list[float] = []
-        _mark(image, "decode", marks)
-        _mark(image, "preprocess", marks)
+        _mark(decode, "decode", marks)
+        _mark(decode, "preprocess", marks)
         _mark(main.encoder.engine, "encode", marks)
         event = json.loads((self.inputs / "event.json").read_bytes())
         rows = []
@@ -86,9 +88,11 @@ class Worker:
             begin = clock()
             self._answer(event)
             end = clock()
-            decode, decoded, _, preprocessed, engine, encoded = marks
-            parsing = decode - begin + engine - preprocessed  # the batch is stacked between
-            rows.append([parsing, decoded - decode, preprocessed - decoded, encoded - engine, end - encoded])
+            start, decoded, _, preprocessed, engine, encoded = marks
+            parsing = start - begin + engine - preprocessed  # the batch is stacked between
+            rows.append(
+                [parsing, decoded - start, preprocessed - decoded, encoded - engine, end - encoded]
+            )
         return rows
 
     def engine(self, batch: int, repeat: int) -> list[float]:
@@ -101,7 +105,9 @@ class Worker:
         return _times(lambda: main.encoder.engine.encode(pixels), repeat)
 
     def sgemm(self, repeat: int) -> list[float]:
-        """A 2,048-cubed float32 matrix product by the subject's own library: MKL, or ONNX Runtime's MLAS."""
+        """A 2,048-cubed float32 matrix product by the subject's own library: MKL, or ONNX Runtime's
+        MLAS.
+        """
         import numpy as np
 
         a, b = np.random.default_rng(0).random((2, SGEMM, SGEMM), np.float32)
@@ -123,7 +129,9 @@ def _matmul_session(threads: int) -> Any:
     import onnxruntime
     from onnx import TensorProto, helper
 
-    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [SGEMM, SGEMM]) for name in "abc"]
+    values = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [SGEMM, SGEMM]) for name in "abc"
+    ]
     graph = helper.make_graph(
         [helper.make_node("MatMul", ["a", "b"], ["c"])], "sgemm", values[:2], values[2:]
     )

@@ -23,7 +23,10 @@ BOUNDARY = "------------------------d74496d66958873e"
 MULTIPART = f"multipart/form-data; boundary={BOUNDARY}"
 JSON = "application/json"
 AGENT, CALLER = "curl/8.5.0", "203.0.113.7"
-REQUEST_ID, TRACE = "c6af9ac6-7b61-11e6-9a41-93e8deadbeef", "Root=1-65f0c1f2-3d683b8b04734faae651f476"
+REQUEST_ID, TRACE = (
+    "c6af9ac6-7b61-11e6-9a41-93e8deadbeef",
+    "Root=1-65f0c1f2-3d683b8b04734faae651f476",
+)
 TIME, EPOCH = "12/Mar/2024:21:00:00 +0000", 1710277200000
 OWNER, SEQUENCER = "A3NL1KOZZKExample", "0065F0C1F2A1B2C3D4"
 ETAG = hashlib.md5(PHOTO).hexdigest()  # noqa: S324  # what S3's is, of an object put in one piece
@@ -57,7 +60,9 @@ def events() -> dict[str, Event]:
         "sqs_s3.json": sqs(s3_notification(), sns(s3_notification()), s3_eventbridge(), in_s3()),
         "sqs_s3_malformed.json": sqs(in_s3(), s3_test_event(), "not JSON"),
         "map_batch.json": map_batch(in_s3(), {"image": f"s3://{BUCKET}/{KEY}"}),
-        "bad_not_an_image.json": {"image": base64.b64encode(b"This is a text, not an image.").decode()},
+        "bad_not_an_image.json": {
+            "image": base64.b64encode(b"This is a text, not an image.").decode()
+        },
         "bad_base64.json": {"image": "this is not base64!"},
         "bad_unknown_keys.json": {"picture": "c2VjcmV0", "size": 512},
     }
@@ -74,7 +79,9 @@ def multipart(field: str, file: bytes) -> bytes:
 
 
 def batch() -> list[str]:
-    """Five different images in four formats, the photograph third and one of the others a data: URI."""
+    """Five different images in four formats, the photograph third and one of the others a data:
+    URI.
+    """
 
     def encoded(image: Image.Image, kind: str) -> str:
         file = io.BytesIO()
@@ -215,7 +222,9 @@ def alb(path: str, content_type: str, body: bytes) -> Event:
     target = "targetgroup/clip/49e9d65c45c6791a"
     return {
         "requestContext": {
-            "elb": {"targetGroupArn": f"arn:aws:elasticloadbalancing:us-east-1:123456789012:{target}"}
+            "elb": {
+                "targetGroupArn": f"arn:aws:elasticloadbalancing:us-east-1:123456789012:{target}"
+            }
         },
         "httpMethod": "POST",
         "path": path,
@@ -272,7 +281,12 @@ def s3_batch(schema: str, *keys: str, version: str | None = None) -> Event:
         "invocationId": "YXNkbGZqYWRmaiBhc2RmdW9hZHNmZGpmaGFzbGtkaGZza2RmaAo",
         "job": job if first else {**job, "userArguments": {"purpose": "vectors"}},
         "tasks": [
-            {"taskId": f"dGFza2lkZ29lc2hlcmUK{n}", "s3Key": encoded(key), "s3VersionId": version, **where}
+            {
+                "taskId": f"dGFza2lkZ29lc2hlcmUK{n}",
+                "s3Key": encoded(key),
+                "s3VersionId": version,
+                **where,
+            }
             for n, key in enumerate(keys or [KEY])
         ],
     }
@@ -295,7 +309,11 @@ def s3_notification(*keys: str, what: str = "ObjectCreated:Put") -> Event:
 
 def _s3_record(key: str, what: str) -> Event:
     stored = {"key": encoded(key), "size": len(PHOTO), "eTag": ETAG, "sequencer": SEQUENCER}
-    bucket = {"name": BUCKET, "ownerIdentity": {"principalId": OWNER}, "arn": f"arn:aws:s3:::{BUCKET}"}
+    bucket = {
+        "name": BUCKET,
+        "ownerIdentity": {"principalId": OWNER},
+        "arn": f"arn:aws:s3:::{BUCKET}",
+    }
     return {
         "eventVersion": "2.1",
         "eventSource": "aws:s3",
@@ -304,8 +322,16 @@ def _s3_record(key: str, what: str) -> Event:
         "eventName": what,
         "userIdentity": {"principalId": OWNER},
         "requestParameters": {"sourceIPAddress": CALLER},
-        "responseElements": {"x-amz-request-id": "C3D13FE58DE4C810", "x-amz-id-2": "FMyUVURIY8/IgAtTv8xRjsk"},
-        "s3": {"s3SchemaVersion": "1.0", "configurationId": "clip", "bucket": bucket, "object": stored},
+        "responseElements": {
+            "x-amz-request-id": "C3D13FE58DE4C810",
+            "x-amz-id-2": "FMyUVURIY8/IgAtTv8xRjsk",
+        },
+        "s3": {
+            "s3SchemaVersion": "1.0",
+            "configurationId": "clip",
+            "bucket": bucket,
+            "object": stored,
+        },
     }
 
 

@@ -50,7 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
     partial.mkdir(parents=True)
     try:
         reference = _reference(options)
-        print(f"checkpoint  {reference.path} ({reference.weights}, sha256 {reference.sha256[:12]}...)")
+        print(
+            f"checkpoint  {reference.path} ({reference.weights}, sha256 {reference.sha256[:12]}...)"
+        )
         rows = write_model(reference, partial, options.precision)
     except ExportError as error:
         print(error, file=sys.stderr)
@@ -59,7 +61,10 @@ def main(arguments: list[str] | None = None) -> int:
         shutil.rmtree(out, ignore_errors=True)
         if failed := [row for row in rows if not row.passed]:
             print(parity.table(rows), file=sys.stderr)
-            print(f"{len(failed)} of {len(rows)} comparisons failed: no model written", file=sys.stderr)
+            print(
+                f"{len(failed)} of {len(rows)} comparisons failed: no model written",
+                file=sys.stderr,
+            )
             return 1
         partial.rename(out)
         _report(out, rows)
@@ -70,7 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("model"), help="folder to write (default: model)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("model"), help="folder to write (default: model)"
+    )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--checkpoint", type=Path, help="a local ViT-B/32 TorchScript file")
     source.add_argument("--synthetic", action="store_true", help="seeded noise instead of weights")
@@ -98,8 +105,13 @@ def _reference(options: argparse.Namespace) -> Reference:
             url, cache = checkpoint.OFFICIAL_URL, checkpoint.CACHE
             text = HELP.format(error=error, url=url, cache=cache)
             if not options.or_synthetic:
-                raise ExportError(f"{text}\nOr pass --synthetic for weights that mean nothing.") from error
-            print(f"{text}\nGoing on with SYNTHETIC weights: vectors will mean nothing.", file=sys.stderr)
+                raise ExportError(
+                    f"{text}\nOr pass --synthetic for weights that mean nothing."
+                ) from error
+            print(
+                f"{text}\nGoing on with SYNTHETIC weights: vectors will mean nothing.",
+                file=sys.stderr,
+            )
             synthetic = True
     if synthetic:
         path = checkpoint.make_synthetic(checkpoint.CACHE / "ViT-B-32-synthetic.pt")
@@ -114,7 +126,9 @@ def write_model(reference: Reference, directory: Path, precision: str = "fp32") 
     if precision == "int8":
         int8.save(graph.build(weights, np.array(MEAN), np.array(STD), halve=False), directory)
     # Half where that loses nothing, as in the graph.
-    halves = {name: v.half() if torch.equal(v.half().float(), v) else v for name, v in state.items()}
+    halves = {
+        name: v.half() if torch.equal(v.half().float(), v) else v for name, v in state.items()
+    }
     torch.save(halves, directory / "visual.pt")
 
     card = _card(reference, directory)
@@ -136,7 +150,9 @@ def _card(reference: Reference, directory: Path) -> dict[str, object]:
     """What ``model.json`` holds: all that a reader needs to trust a vector."""
     normalize = reference.preprocess.transforms[-1]  # type: ignore[attr-defined]
     if (tuple(normalize.mean), tuple(normalize.std)) != (MEAN, STD):
-        raise ExportError(f"this clip normalises with {normalize.mean}, {normalize.std}: not OpenAI's")
+        raise ExportError(
+            f"this clip normalises with {normalize.mean}, {normalize.std}: not OpenAI's"
+        )
     golden = images.golden_image()
     embedding = parity.reference_embedding(reference, Image.open(io.BytesIO(golden)))
     packages = ("torch", "openai-clip", "torchvision", "onnx", "onnxruntime", "numpy", "pillow")

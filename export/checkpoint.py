@@ -69,10 +69,14 @@ def fetch(url: str = OFFICIAL_URL, sha256: str = OFFICIAL_SHA256, directory: Pat
     try:
         digest = _download(url, partial)
         if digest != sha256:
-            raise DownloadError(f"{url} gave other bytes than expected: sha256 {digest}, not {sha256}")
+            raise DownloadError(
+                f"{url} gave other bytes than expected: sha256 {digest}, not {sha256}"
+            )
         partial.replace(target)
     except (OSError, urllib.error.URLError) as error:
-        raise DownloadError(f"{url} could not be downloaded: {getattr(error, 'reason', error)}") from error
+        raise DownloadError(
+            f"{url} could not be downloaded: {getattr(error, 'reason', error)}"
+        ) from error
     finally:
         partial.unlink(missing_ok=True)
     return target
@@ -82,7 +86,9 @@ def _download(url: str, target: Path) -> str:
     digest = hashlib.sha256()
     with urllib.request.urlopen(url, timeout=30) as source, target.open("wb") as output:  # noqa: S310
         size = int(source.headers.get("Content-Length") or 0)
-        with tqdm(total=size or None, desc=target.name.split(".")[0], unit="B", unit_scale=True) as bar:
+        with tqdm(
+            total=size or None, desc=target.name.split(".")[0], unit="B", unit_scale=True
+        ) as bar:
             while block := source.read(1 << 20):
                 output.write(block)
                 digest.update(block)

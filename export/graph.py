@@ -3,7 +3,8 @@
 Read it beside ``clip/model.py``: the same steps in the same order, with four differences, none of
 which changes the function computed:
 
-- input is uint8 RGB: ``(x / 255 - mean) / std`` is linear, so it is folded into the patch embedding;
+- input is uint8 RGB: ``(x / 255 - mean) / std`` is linear, so it is folded into the patch
+embedding;
 - the patch embedding, a convolution whose stride is its size, is one matrix product;
 - attention's ``1 / sqrt(64)`` scales the scores, not the queries (a power of two: exact);
 - in the last block only the class token is read afterwards, so only its query, output projection
@@ -58,13 +59,21 @@ class _Graph:
     def weight(self, name: str, value: NDArray[np.float32]) -> str:
         """A float32 value, stored in half the bytes where that loses nothing."""
         half = value.astype(np.float16)
-        if not self.halve or value.size < 1024 or not np.array_equal(half.astype(np.float32), value):
+        if (
+            not self.halve
+            or value.size < 1024
+            or not np.array_equal(half.astype(np.float32), value)
+        ):
             return self._initializer(name, value.astype(np.float32))
         return self.op("Cast", self._initializer(name, half), to=TensorProto.FLOAT)
 
-    def linear(self, x: str, name: str, weight: NDArray[np.float32], bias: NDArray[np.float32]) -> str:
+    def linear(
+        self, x: str, name: str, weight: NDArray[np.float32], bias: NDArray[np.float32]
+    ) -> str:
         """``x @ weight.T + bias``, `weight` as torch stores it: [out, in]."""
-        product = self.op("MatMul", x, self.weight(f"{name}.weight", np.ascontiguousarray(weight.T)))
+        product = self.op(
+            "MatMul", x, self.weight(f"{name}.weight", np.ascontiguousarray(weight.T))
+        )
         return self.op("Add", product, self.weight(f"{name}.bias", bias))
 
     def layer_norm(self, x: str, name: str, weights: Weights) -> str:
@@ -106,8 +115,11 @@ def build(
     return model
 
 
-def _patch_embedding(g: _Graph, weights: Weights, mean: NDArray[np.float64], std: NDArray[np.float64]) -> str:
-    # conv1 is [768, 3, 32, 32]. (x / 255 - mean) / std, channel by channel, goes into it in float64.
+def _patch_embedding(
+    g: _Graph, weights: Weights, mean: NDArray[np.float64], std: NDArray[np.float64]
+) -> str:
+    # conv1 is [768, 3, 32, 32]. (x / 255 - mean) / std, channel by channel, goes into it in
+    # float64.
     kernel = weights["conv1.weight"].astype(np.float64)
     scaled = (kernel / (255 * std[:, None, None])).transpose(0, 2, 3, 1)  # [768, 32, 32, 3]
     bias = -(kernel * (mean / std)[:, None, None]).sum(axis=(1, 2, 3))  # [768]
@@ -121,7 +133,9 @@ def _patch_embedding(g: _Graph, weights: Weights, mean: NDArray[np.float64], std
 
     n = g.op("Shape", x, start=0, end=1)
     shape = g.op("Concat", n, g.constant(1, WIDTH), axis=0)
-    cls = g.op("Expand", g.weight("class_embedding", weights["class_embedding"]), shape)  # [n, 1, 768]
+    cls = g.op(
+        "Expand", g.weight("class_embedding", weights["class_embedding"]), shape
+    )  # [n, 1, 768]
     x = g.op("Concat", cls, x, axis=1)  # [n, 50, 768]
     return g.op("Add", x, g.weight("positional_embedding", weights["positional_embedding"]))
 

@@ -9,7 +9,16 @@ import numpy as np
 import skimage.data
 from PIL import Image
 
-PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "hubble_deep_field", "camera", "retina", "brick")
+PHOTOGRAPHS = (
+    "astronaut",
+    "chelsea",
+    "coffee",
+    "rocket",
+    "hubble_deep_field",
+    "camera",
+    "retina",
+    "brick",
+)
 _ORIENTATION = 0x0112
 
 
@@ -86,7 +95,10 @@ def _formats() -> dict[str, bytes]:
     transparent.putalpha(coffee.convert("L"))
     exif = Image.Exif()
     exif[_ORIENTATION] = 6
-    frames = [photograph("chelsea").quantize(128), photograph("coffee").resize((451, 300)).quantize(128)]
+    frames = [
+        photograph("chelsea").quantize(128),
+        photograph("coffee").resize((451, 300)).quantize(128),
+    ]
     return {
         "JPEG": encoded(coffee, "JPEG", quality=85),
         "JPEG 4:4:4": encoded(coffee, "JPEG", quality=95, subsampling=0),

@@ -1,4 +1,6 @@
-"""``python -m export.index s3vectors://bucket/index``: print, or make, the index that the vectors fit."""
+"""``python -m export.index s3vectors://bucket/index``: print, or make, the index that the vectors
+fit.
+"""
 
 import argparse
 import re
@@ -20,8 +22,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Print the AWS CLI's commands, or with ``--create`` run their like; 0, or 1 with the reason."""
     parser = argparse.ArgumentParser(prog="python -m export.index", description=__doc__)
     parser.add_argument("output", help="s3vectors://bucket/index, as in CLIP_OUTPUT")
-    parser.add_argument("--model", type=Path, default=Path("model"), help="folder of the exported model")
-    parser.add_argument("--create", action="store_true", help="make bucket and index, unless they exist")
+    parser.add_argument(
+        "--model", type=Path, default=Path("model"), help="folder of the exported model"
+    )
+    parser.add_argument(
+        "--create", action="store_true", help="make bucket and index, unless they exist"
+    )
     options = parser.parse_args(arguments)
     named = re.fullmatch(r"s3vectors://([a-z0-9.-]{3,63})/([a-z0-9.-]{3,63})", options.output)
     if not named:

@@ -10,9 +10,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from export.checkpoint import Reference
-from handler import image
 from handler.config import Config
 from handler.engines import Engine
+from handler.images import decode
 
 # What is promised is 0.9999 and 1e-3. GELU for QuickGELU, the classic mistake of CLIP ports, passes
 # those (0.99998, 8.5e-4 on synthetic weights), so the gate is ten times as strict; sound exports
@@ -23,7 +23,8 @@ LIMITS = {"fp32": (MIN_COSINE, MAX_DIFFERENCE), "int8": (0.99, 1.0)}
 """Precision -> smallest cosine, largest difference."""
 
 FULL = Config(jpeg_draft=0)
-"""As clip decodes. What reduced decoding may cost is another question: ``benchmarks/accuracy.py``."""
+"""As clip decodes. What reduced decoding may cost is another question: ``benchmarks/accuracy.py``.
+"""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def compare(reference: Reference, engines: list[Engine], images: dict[str, bytes
     for name, data in tqdm(images.items(), desc="parity", unit="image"):
         picture = Image.open(io.BytesIO(data))
         theirs = reference_embedding(reference, picture)
-        pixels = image.preprocess(image.decode(data, FULL))
+        pixels = decode.preprocess(decode.decode(data, FULL))
         identical = np.array_equal(pixels, reference_pixels(reference, picture))
         for engine in engines:
             ours = engine.encode(pixels[None])[0]

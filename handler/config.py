@@ -28,11 +28,16 @@ class Config:
     engine: str = "auto"
     """``onnx``, ``torch``, or ``auto``: torch where CUDA is usable, else onnx."""
     precision: str = "fp32"
-    """``fp32``; ``int8`` is faster and less exact, and wants an export with ``--precision int8``."""
+    """``fp32``; ``int8`` is faster and less exact, and wants an export with ``--precision int8``.
+    """
     preprocess: str = "openai"
-    """``openai``: its pipeline bit for bit; ``corrected``: EXIF rotation, transparency on white, 16 bits."""
+    """``openai``: its pipeline bit for bit; ``corrected``: EXIF rotation, transparency on white, 16
+    bits.
+    """
     jpeg_draft: int = 720
-    """JPEGs are decoded at 1/2, 1/4 or 1/8 while that leaves so many pixels on each side; 0: in full."""
+    """JPEGs are decoded at 1/2, 1/4 or 1/8 while that leaves so many pixels on each side; 0: in
+    full.
+    """
     threads: int = 0
     """Compute threads of one inference; 0: as many as this process has CPUs."""
     max_body_bytes: int = 64 * 2**20
@@ -40,7 +45,8 @@ class Config:
     max_image_bytes: int = 32 * 2**20
     """Largest encoded image, after base64 is undone."""
     max_pixels: int = 48 * 2**20
-    """Largest image in pixels; 48 Mi is 8192 x 6144, the largest of "50-megapixel" phone cameras."""
+    """Largest image in pixels; 48 Mi is 8192 x 6144, the largest of "50-megapixel" phone cameras.
+    """
     max_aspect_ratio: int = 100
     """Longest side over shortest: bounds the resized image, which pixels alone do not."""
     max_images: int = 32
@@ -75,7 +81,9 @@ class Config:
         _one_of("CLIP_ENGINE", self.engine, ENGINES)
         _one_of("CLIP_PRECISION", self.precision, PRECISIONS)
         if self.precision == "int8" and self.engine == "torch":
-            raise ConfigError("CLIP_PRECISION=int8 is of the onnx engine: set CLIP_ENGINE to onnx or auto")
+            raise ConfigError(
+                "CLIP_PRECISION=int8 is of the onnx engine: set CLIP_ENGINE to onnx or auto"
+            )
         _one_of("CLIP_PREPROCESS", self.preprocess, PROFILES)
         _one_of("CLIP_LOG_LEVEL", self.log_level, LOG_LEVELS)
         if not re.fullmatch(OUTPUTS, self.output):
@@ -90,7 +98,9 @@ class Config:
             value = getattr(self, field.name)
             least = 0 if field.name in ("threads", "jpeg_draft") else 1
             if isinstance(value, int) and value < least:
-                raise ConfigError(f"CLIP_{field.name.upper()} must be at least {least}, not {value}")
+                raise ConfigError(
+                    f"CLIP_{field.name.upper()} must be at least {least}, not {value}"
+                )
 
 
 def _parse(name: str, raw: str, default: object) -> object:

@@ -9,10 +9,11 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from handler import __version__, image, s3, telemetry
+from handler import __version__, telemetry
 from handler.config import Config
 from handler.engines import Engine, load_engine
 from handler.errors import ClipError, ModelUnhealthy
+from handler.images import decode, s3
 from handler.model import Model
 
 Embedding = NDArray[np.float32]
@@ -55,7 +56,9 @@ class Encoder:
                 del result  # else its traceback holds this frame, which holds it
         return result
 
-    def encode_batch(self, images: Iterable[bytes | ClipError | s3.Source]) -> list[Embedding | ClipError]:
+    def encode_batch(
+        self, images: Iterable[bytes | ClipError | s3.Source]
+    ) -> list[Embedding | ClipError]:
         """Encode many images, reading those in S3 meanwhile; a bad one becomes its error, alone.
 
         An item that already is an error (bad base64, say) keeps its place and stays one.
@@ -64,7 +67,9 @@ class Encoder:
             ModelUnhealthy: the self-check failed.
         """
         if self.fault:
-            raise ModelUnhealthy("the model failed its start-up self-check; see /health and the log")
+            raise ModelUnhealthy(
+                "the model failed its start-up self-check; see /health and the log"
+            )
         fetched = s3.fetch(images, self.config)
         results: list[Embedding | ClipError] = []
         while chunk := self._encode_chunk(islice(fetched, CHUNK)):
@@ -94,15 +99,15 @@ class Encoder:
         if isinstance(data, ClipError):
             raise data
         with telemetry.timed("decode_ms"):
-            decoded = image.decode(data, self.config)
-            telemetry.note(format=decoded.format, size=image.full_size(decoded), bytes=len(data))
-            return image.preprocess(decoded, self.config.preprocess)
+            decoded = decode.decode(data, self.config)
+            telemetry.note(format=decoded.format, size=decode.full_size(decoded), bytes=len(data))
+            return decode.preprocess(decoded, self.config.preprocess)
 
     def _self_check(self) -> str | None:
         """Encode the golden image; None when its vector is clip's own, else what is wrong."""
         try:
             # Under the default limits: tight ones are no fault of the model.
-            pixels = image.preprocess(image.decode(self.model.golden_image, Config()))
+            pixels = decode.preprocess(decode.decode(self.model.golden_image, Config()))
             cosine = float(self.engine.encode(pixels[None])[0] @ self.model.golden_embedding)
         except Exception:
             log.exception("self-check: the golden image cannot be encoded")

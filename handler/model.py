@@ -68,9 +68,13 @@ class Model:
                 golden_embedding=np.array(card["golden"]["embedding"], dtype=np.float32),
             )
         except FileNotFoundError:
-            raise ModelError(f"no model at {path}: run `python -m export --out {directory}`") from None
+            raise ModelError(
+                f"no model at {path}: run `python -m export --out {directory}`"
+            ) from None
         except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{path} cannot be read ({error!r}): export the model again") from error
+            raise ModelError(
+                f"{path} cannot be read ({error!r}): export the model again"
+            ) from error
 
     def fingerprint(self, precision: str, preprocess: str, jpeg_draft: int) -> str:
         """Name everything that decides a vector; vectors of unequal fingerprints must not be mixed."""
@@ -86,4 +90,6 @@ class Model:
 def _check_size(path: Path, expected: int) -> None:
     # A deployment may leave out the files of the engine it does not use.
     if path.exists() and (actual := path.stat().st_size) != expected:
-        raise ModelError(f"{path} has {actual:,} bytes instead of {expected:,}: truncated or changed")
+        raise ModelError(
+            f"{path} has {actual:,} bytes instead of {expected:,}: truncated or changed"
+        )

@@ -19,13 +19,14 @@ from handler.errors import (
     MissingField,
     TooManyImages,
 )
-from handler.s3 import Source, parse_uri
+from handler.images.s3 import Source, parse_uri
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
 IMAGE_HELP = "base64 of an image file, a data: URI, or s3://bucket/key"
 MOST_VALUES = 2048
-"""In one JSON body, about: before parsing, a value of a few bytes becomes an object of a hundred."""
+"""In one JSON body, about: before parsing, a value of a few bytes becomes an object of a hundred.
+"""
 
 
 class S3Object(BaseModel):
@@ -59,7 +60,9 @@ class EncodeRequest(BaseModel):
             return Source(self.s3.bucket, self.s3.key, self.s3.version_id or "")
         if not self.image:
             raise MissingField("the field 'image' is missing or empty")
-        return parse_uri(self.image) if self.image.startswith("s3://") else decode_base64(self.image)
+        return (
+            parse_uri(self.image) if self.image.startswith("s3://") else decode_base64(self.image)
+        )
 
 
 class EncodeBatchRequest(BaseModel):
@@ -115,7 +118,11 @@ def validate(schema: type[Schema], body: bytes | Mapping[str, Any]) -> Schema:
     if values > MOST_VALUES:
         raise InvalidJson(f"the body holds {values:,} values, far more than a request needs")
     try:
-        return schema.model_validate_json(body) if isinstance(body, bytes) else schema.model_validate(body)
+        return (
+            schema.model_validate_json(body)
+            if isinstance(body, bytes)
+            else schema.model_validate(body)
+        )
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
     fields = ", ".join(schema.model_fields)
@@ -178,7 +185,9 @@ def read_image(item: object) -> bytes | Source:
 def check_count(count: int, limit: int) -> None:
     """Raise `TooManyImages` over `limit`."""
     if count > limit:
-        raise TooManyImages(f"{count} images in one request, the limit is {limit}: send several requests")
+        raise TooManyImages(
+            f"{count} images in one request, the limit is {limit}: send several requests"
+        )
 
 
 def multipart_parts(content_type: str, body: bytes, field: str, most: int = 16) -> list[bytes]:

@@ -1,8 +1,8 @@
 """One JSON line per request: what came, what was answered, how long it took; never image data.
 
 On Lambda the line is also CloudWatch metrics (embedded metric format: CloudWatch reads them out of
-the log, so nothing is sent): ``requests``, ``latency_ms``, ``cold_starts``, ``images`` and how many of
-them ``failed``, and ``errors`` by code.
+the log, so nothing is sent): ``requests``, ``latency_ms``, ``cold_starts``, ``images`` and how
+many of them ``failed``, and ``errors`` by code.
 """
 
 import json
@@ -32,7 +32,8 @@ def configure(level: str) -> None:
     log.handlers[:] = [handler]
     log.setLevel(level)
     log.propagate = False
-    # With LogFormat: JSON Lambda sets the root logger to INFO, at which botocore tells of its credentials.
+    # With LogFormat: JSON Lambda sets the root logger to INFO, at which botocore tells of its
+    # credentials.
     logging.getLogger("botocore").setLevel("WARNING")
 
 
@@ -40,7 +41,12 @@ def configure(level: str) -> None:
 def request(event: str, request_id: str) -> Iterator[dict[str, Any]]:
     """Around one request: yields its record and logs it at the end."""
     global _cold  # noqa: PLW0603  # one process, one cold start
-    record: dict[str, Any] = {"event": event, "request_id": request_id, "cold": _cold, "status": 200}
+    record: dict[str, Any] = {
+        "event": event,
+        "request_id": request_id,
+        "cold": _cold,
+        "status": 200,
+    }
     _cold = False
     token, start = _record.set(record), time.perf_counter()
     try:
@@ -96,7 +102,9 @@ def _metrics(record: dict[str, Any]) -> dict[str, Any]:
     if "code" in record:
         directives.append(_directive(["function", "code"], [("errors", "Count")]))
     values = {"function": function, "requests": 1, "cold_starts": int(record["cold"]), "errors": 1}
-    return values | {"_aws": {"Timestamp": int(time.time() * 1000), "CloudWatchMetrics": directives}}
+    return values | {
+        "_aws": {"Timestamp": int(time.time() * 1000), "CloudWatchMetrics": directives}
+    }
 
 
 def _directive(dimensions: list[str], metrics: list[tuple[str, str]]) -> dict[str, Any]:

@@ -1,9 +1,11 @@
-"""The batch function's entry point: as ``main``, without HTTP, so that no web framework is imported."""
+"""The batch function's entry point: as ``main``, without HTTP, so that no web framework is
+imported.
+"""
 
 from typing import Any
 
-from handler import direct
 from handler.encoder import load_from_env
+from handler.events import direct
 
 encoder = load_from_env()
 

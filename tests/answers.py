@@ -55,7 +55,8 @@ def check_answer(name: str, answer: Any, vector: Embedding, atol: float = 1e-6) 
 
 
 def check_answer_from_s3(name: str, answer: Any, vector: Embedding, s3: Any) -> None:
-    """The right answer where `s3` holds the photograph and ``CLIP_OUTPUT`` is the bucket ``vectors``.
+    """The right answer where `s3` holds the photograph and ``CLIP_OUTPUT`` is the bucket
+    ``vectors``.
 
     `s3` is a client; the vectors that it holds afterwards are looked at and removed.
     """

@@ -1,8 +1,9 @@
-"""``python -m tests.arm64``: the function's vectors on arm64 are those on x86, proven under emulation.
+"""``python -m tests.arm64``: the function's vectors on arm64 are those on x86, proven under
+emulation.
 
-The unmodified handler runs on Debian trixie's Python 3.13 for arm64 with the locked arm64 wheels, on an
-emulated Neoverse N1, which is Graviton2's core. Nothing is said about speed. Everything is fetched from
-where this machine's apt and pip fetch, and kept in ``.cache/arm64``.
+The unmodified handler runs on Debian trixie's Python 3.13 for arm64 with the locked arm64 wheels,
+on an emulated Neoverse N1, which is Graviton2's core. Nothing is said about speed. Everything is
+fetched from where this machine's apt and pip fetch, and kept in ``.cache/arm64``.
 """
 
 import argparse
@@ -27,7 +28,9 @@ CPU = "neoverse-n1"
 MIN_COSINE = 0.99999
 """What the export demands of an engine beside clip (`export.parity`, which imports torch)."""
 IMAGES = ("JPEG", "CMYK JPEG", "RGBA with real transparency", "16-bit grey", "WebP", "AVIF")
-"""Of `export.images.parity_images`: each way of decoding once, none of them large. Emulation is slow."""
+"""Of `export.images.parity_images`: each way of decoding once, none of them large. Emulation is
+slow.
+"""
 SUITE, PYTHON = "trixie", "3.13"
 CACHE = ROOT / ".cache/arm64"
 
@@ -38,7 +41,8 @@ vectors = {name: handler(event, None)["embedding"] for name, event in json.load(
 answer = {"machine": platform.machine(), "python": platform.python_version(), "vectors": vectors}
 pathlib.Path(sys.argv[1]).write_text(json.dumps(answer))
 """
-"""What both machines run: events on stdin, their vectors into a file, because the log is on stdout."""
+"""What both machines run: events on stdin, their vectors into a file, because the log is on stdout.
+"""
 
 Vectors = dict[str, list[float]]
 
@@ -141,7 +145,10 @@ def _answer(command: list[str | Path], machine: str, model: Path, **variables: s
     answer = json.loads(file.read_text())
     assert answer["machine"] == machine, answer["machine"]
     seconds = time.monotonic() - start
-    print(f"arm64  {len(IMAGES)} images on {machine}, Python {answer['python']}: {seconds:.0f} s", flush=True)
+    print(
+        f"arm64  {len(IMAGES)} images on {machine}, Python {answer['python']}: {seconds:.0f} s",
+        flush=True,
+    )
     return dict(answer["vectors"])
 
 
@@ -169,15 +176,22 @@ def _both(model: Path) -> tuple[Vectors, Vectors]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0: the same vectors, or skipped; 1: not the same, or skipped where ``REQUIRE`` names ``arm64``."""
+    """0: the same vectors, or skipped; 1: not the same, or skipped where ``REQUIRE`` names
+    ``arm64``.
+    """
     parser = argparse.ArgumentParser(prog="python -m tests.arm64", description=__doc__)
-    parser.add_argument("--model", type=Path, default=Path(os.environ.get("CLIP_MODEL_DIR", "model")))
+    parser.add_argument(
+        "--model", type=Path, default=Path(os.environ.get("CLIP_MODEL_DIR", "model"))
+    )
     options = parser.parse_args(arguments)
     try:
         x86, arm64 = _both(options.model)
     except Missing as reason:
         required = "arm64" in os.environ.get("REQUIRE", "").split(",")
-        print(f"arm64  {'FAILED, and is required here' if required else 'skipped'}: {reason}", flush=True)
+        print(
+            f"arm64  {'FAILED, and is required here' if required else 'skipped'}: {reason}",
+            flush=True,
+        )
         return int(required)
     lines, passed = compare(x86, arm64)
     print("\n".join(f"arm64  {line}" for line in lines))

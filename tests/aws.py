@@ -1,6 +1,8 @@
-"""S3, SQS and S3 Vectors over HTTP on this machine: moto's server, with faults where an object's key asks.
+"""S3, SQS and S3 Vectors over HTTP on this machine: moto's server, with faults where an object's
+key asks.
 
-``python -m tests.aws PORT`` serves it; `aws` runs that in a process of its own and gives its clients.
+``python -m tests.aws PORT`` serves it; `aws` runs that in a process of its own and gives its
+clients.
 """
 
 import io
@@ -21,7 +23,7 @@ import boto3
 import numpy as np
 from botocore.config import Config as Settings
 
-from handler import s3
+from handler.images import s3
 from tests.conftest import ROOT, free_port, wait_for
 
 FAULTS = {
@@ -34,17 +36,21 @@ FAULTS = {
     "throttled-once/": ("503 Slow Down", "SlowDown"),
     "broken/": ("500 Internal Server Error", "InternalError"),
 }
-"""What reading an object whose key begins so is answered with, however often (``-once/``: the first time)."""
+"""What reading an object whose key begins so is answered with, however often (``-once/``: the first
+time).
+"""
 SLOW, CUT, HUGE = "slow/", "cut/", "huge/"
-"""Read after a second; to the half, then the connection ends; a terabyte, of which no byte ever comes."""
+"""Read after a second; to the half, then the connection ends; a terabyte, of which no byte ever
+comes.
+"""
 BROKEN_OUTPUT = "/no-space/"
 """The bucket that takes nothing."""
 CHANGING = "changing/"
-"""What a key begins with whose vector takes up to a second to be written or removed, however it falls out:
-of two that write it, the later one is often done first."""
+"""What a key begins with whose vector takes up to a second to be written or removed, however it
+falls out: of two that write it, the later one is often done first."""
 UNWRITABLE = "unwritable/"
-"""What a key begins with whose vector may not be written, to a file of its own or to an index; and a run,
-to whose folder nothing may be written."""
+"""What a key begins with whose vector may not be written, to a file of its own or to an index; and
+a run, to whose folder nothing may be written."""
 
 
 class Faulty:
@@ -52,7 +58,9 @@ class Faulty:
 
     def __init__(self, moto: Any, delay: float) -> None:
         self.moto = moto
-        self.delay = delay  # seconds before an object is read: S3's own first byte takes 20 to 50 ms
+        self.delay = (
+            delay  # seconds before an object is read: S3's own first byte takes 20 to 50 ms
+        )
         self.reads: Counter[str] = Counter()
 
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
@@ -153,8 +161,8 @@ def _refuse_json(start_response: Any, status: str, code: str) -> list[bytes]:
 def aws(delay: float = 0.0, host: str = "127.0.0.1") -> Iterator[SimpleNamespace]:
     """Run the stand-in and point this process's boto3, and its children's, at it.
 
-    Gives clients ``s3``, ``sqs``, ``s3vectors``, and ``env``, the variables that lead to it. A container
-    reaches it if `host`, where it listens, is 0.0.0.0.
+    Gives clients ``s3``, ``sqs``, ``s3vectors``, and ``env``, the variables that lead to it. A
+    container reaches it if `host`, where it listens, is 0.0.0.0.
     """
     port = free_port()
     command = [sys.executable, "-m", "tests.aws", str(port), str(delay), host]
@@ -192,7 +200,9 @@ def take_vectors(s3: Any, bucket: str = "vectors") -> dict[str, dict[str, Any]]:
     found = {}
     pages = s3.get_paginator("list_objects_v2").paginate(Bucket=bucket)
     for item in [item for page in pages for item in page.get("Contents", [])]:
-        with np.load(io.BytesIO(s3.get_object(Bucket=bucket, Key=item["Key"])["Body"].read())) as file:
+        with np.load(
+            io.BytesIO(s3.get_object(Bucket=bucket, Key=item["Key"])["Body"].read())
+        ) as file:
             found[f"s3://{bucket}/{item['Key']}"] = dict(file)
         s3.delete_object(Bucket=bucket, Key=item["Key"])
     return found

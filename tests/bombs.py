@@ -34,7 +34,7 @@ def zeros() -> bytes:
     return zlib.compress(bytes(100_000_000), 9)
 
 
-# --- PNG ---------------------------------------------------------------------------------------------
+# --- PNG ------------------------------------------------------------------------------------------
 
 
 def png_chunk(kind: bytes, body: bytes = b"") -> bytes:
@@ -58,7 +58,7 @@ def png_of_tiny_idats() -> bytes:
     return png(1000, 1000, data=b"".join(png_chunk(b"IDAT", bytes([byte])) for byte in pixels))
 
 
-# --- JPEG --------------------------------------------------------------------------------------------
+# --- JPEG -----------------------------------------------------------------------------------------
 
 
 def jpeg_with(inserted: bytes) -> bytes:
@@ -85,10 +85,12 @@ def jpeg_of_empty_scans() -> bytes:
     return data[: data.index(b"\xff\xda")] + scan * (MAX // 4)
 
 
-# --- GIF, BMP ----------------------------------------------------------------------------------------
+# --- GIF, BMP -------------------------------------------------------------------------------------
 
 
-def gif(width: int = 8, height: int = 8, before: bytes = b"", frame: tuple[int, int] | None = None) -> bytes:
+def gif(
+    width: int = 8, height: int = 8, before: bytes = b"", frame: tuple[int, int] | None = None
+) -> bytes:
     """One frame with next to no pixels in it."""
     screen = b"GIF89a" + struct.pack("<HHBBB", width, height, 0xF0, 0, 0) + b"\0\0\0\xff\xff\xff"
     descriptor = b"," + struct.pack("<HHHHB", 0, 0, *(frame or (width, height)), 0)
@@ -98,11 +100,13 @@ def gif(width: int = 8, height: int = 8, before: bytes = b"", frame: tuple[int, 
 def bmp(width: int, height: int, body: bytes = b"", bits: int = 8, compression: int = 0) -> bytes:
     start = 14 + 40 + 1024
     file = b"BM" + struct.pack("<IHHI", start + len(body), 0, 0, start)
-    info = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(body), 0, 0, 256, 0)
+    info = struct.pack(
+        "<IiiHHIIiiII", 40, width, height, 1, bits, compression, len(body), 0, 0, 256, 0
+    )
     return file + info + bytes(1024) + body
 
 
-# --- WebP --------------------------------------------------------------------------------------------
+# --- WebP -----------------------------------------------------------------------------------------
 
 
 def riff(*chunks: bytes) -> bytes:
@@ -130,7 +134,7 @@ def webp_frames(count: int) -> bytes:
     return riff_chunk(b"ANIM", bytes(6)) + riff_chunk(b"ANMF", place + picture) * count
 
 
-# --- TIFF --------------------------------------------------------------------------------------------
+# --- TIFF -----------------------------------------------------------------------------------------
 
 _TYPES = {1: "B", 3: "H", 4: "I", 6: "b", 9: "i"}  # BYTE, SHORT, LONG, SBYTE, SLONG
 Entries = dict[int, tuple[int, list[int] | bytes]]
@@ -158,7 +162,9 @@ def tiff(width: int, height: int, compression: int = 1, data: bytes = b"", **tag
     for tag, kind, numbers in rows:
         size = struct.calcsize(_TYPES[kind])
         value = (
-            numbers if isinstance(numbers, bytes) else struct.pack(f"<{len(numbers)}{_TYPES[kind]}", *numbers)
+            numbers
+            if isinstance(numbers, bytes)
+            else struct.pack(f"<{len(numbers)}{_TYPES[kind]}", *numbers)
         )
         directory += struct.pack("<HHI", tag, kind, len(value) // size)
         if len(value) <= 4:
@@ -173,7 +179,9 @@ def longs(count: int) -> bytes:
     return array.array("I", range(1000, 1000 + count)).tobytes()
 
 
-def tiff_tiled(side: int, compression: int, offsets: bytes, width: int = 64, height: int = 48) -> bytes:
+def tiff_tiled(
+    side: int, compression: int, offsets: bytes, width: int = 64, height: int = 48
+) -> bytes:
     tiles = {"t322": (4, [side]), "t323": (4, [side]), "t324": (4, offsets), "t325": (4, [1000])}
     return tiff(width, height, compression, bytes(2000), t273=None, t278=None, t279=None, **tiles)
 
@@ -182,7 +190,8 @@ def tiff_of_signed_tiles() -> bytes:
     """Big-endian, so that the first two bytes of a tile's side are 0."""
     side = (9, struct.pack(">i", 20_000))
     words = {
-        tag: (3, struct.pack(">HH", number, 0)) for tag, number in ((258, 8), (259, 5), (262, 1), (277, 1))
+        tag: (3, struct.pack(">HH", number, 0))
+        for tag, number in ((258, 8), (259, 5), (262, 1), (277, 1))
     }
     sizes = {256: (4, struct.pack(">I", 64)), 257: (4, struct.pack(">I", 48)), 322: side, 323: side}
     places = {324: (4, struct.pack(">I", 300)), 325: (4, struct.pack(">I", 500))}
@@ -193,7 +202,7 @@ def tiff_of_signed_tiles() -> bytes:
     return b"MM\0*\0\0\0\x08" + struct.pack(">H", len(entries)) + rows + bytes(3000)
 
 
-# --- AVIF --------------------------------------------------------------------------------------------
+# --- AVIF -----------------------------------------------------------------------------------------
 
 
 def box(kind: bytes, *parts: bytes) -> bytes:
@@ -222,10 +231,17 @@ def avif_grid(rows: int, columns: int) -> bytes:
         places = [(1, mdat, len(grid)), *((cell, mdat + len(grid), len(picture)) for cell in cells)]
         iloc = b"".join(struct.pack(">HHHII", item, 0, 1, *place) for item, *place in places)
         infe = [box(b"infe", b"\2\0\0\0", struct.pack(">HH", 1, 0), b"grid\0")]
-        infe += [box(b"infe", b"\2\0\0\0", struct.pack(">HH", cell, 0), b"av01\0") for cell in cells]
+        infe += [
+            box(b"infe", b"\2\0\0\0", struct.pack(">HH", cell, 0), b"av01\0") for cell in cells
+        ]
         dimg = struct.pack(f">HH{len(cells)}H", 1, len(cells), *cells)
-        sizes = [box(b"ispe", full, struct.pack(">II", *s)) for s in ((columns * 64, rows * 64), (64, 64))]
-        uses = struct.pack(">HBB", 1, 1, 1) + b"".join(struct.pack(">HBBB", c, 2, 2, 0x83) for c in cells)
+        sizes = [
+            box(b"ispe", full, struct.pack(">II", *s))
+            for s in ((columns * 64, rows * 64), (64, 64))
+        ]
+        uses = struct.pack(">HBB", 1, 1, 1) + b"".join(
+            struct.pack(">HBBB", c, 2, 2, 0x83) for c in cells
+        )
         return box(
             b"meta",
             full,
@@ -234,24 +250,31 @@ def avif_grid(rows: int, columns: int) -> bytes:
             box(b"iloc", full, b"\x44\0", struct.pack(">H", count), iloc),
             box(b"iinf", full, struct.pack(">H", count), *infe),
             box(b"iref", full, box(b"dimg", dimg)),
-            box(b"iprp", box(b"ipco", *sizes, av1c), box(b"ipma", full, struct.pack(">I", count), uses)),
+            box(
+                b"iprp",
+                box(b"ipco", *sizes, av1c),
+                box(b"ipma", full, struct.pack(">I", count), uses),
+            ),
         )
 
     head = box(b"ftyp", b"avif", bytes(4), b"avifmif1miaf")
     return head + items(len(head) + len(items(0)) + 8) + box(b"mdat", grid, picture)
 
 
-# --- all of them -------------------------------------------------------------------------------------
+# --- all of them ----------------------------------------------------------------------------------
 
 EXIF = b"\xff\xe1\0\x0cExif\0\0MMMM"
 # A marker without a length; who takes the two bytes behind it for one passes over 4,679 segments.
 HIDING = b"\xff\xf0" + EXIF * 4679
-# An extension that ends at once for who stops at its empty first block, before what looks like a picture.
+# An extension that ends at once for who stops at its empty first block, before what looks like a
+# picture.
 HIDDEN = b"!\x01\0," + b"a" * 44 + b"\0"
 
 REFUSED: dict[str, Callable[[], bytes]] = {
     "PNG claiming 30,000 x 30,000": lambda: png(30_000, 30_000, data=png_chunk(b"IDAT", zeros())),
-    "PNG claiming the largest size": lambda: png(WIDE, HIGH, data=png_chunk(b"IDAT", zeros())[:5000]),
+    "PNG claiming the largest size": lambda: png(
+        WIDE, HIGH, data=png_chunk(b"IDAT", zeros())[:5000]
+    ),
     "PNG, iTXt bomb": lambda: png(before=png_chunk(b"iTXt", b"k\0\1\0\0\0" + zeros())),
     "PNG, zTXt bombs": lambda: png(before=png_chunk(b"zTXt", b"k\0\0" + zeros()) * 20),
     "PNG, iCCP bomb": lambda: png(before=png_chunk(b"iCCP", b"k\0\0" + zeros())),
@@ -266,7 +289,9 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "JPEG, thousands of EXIF segments": lambda: jpeg_with(EXIF * (4_500_000 // len(EXIF))),
     "JPEG, millions of EXIF segments": lambda: jpeg_with(EXIF * (MAX // len(EXIF))),
     "JPEG, EXIF segments behind a bare marker": lambda: jpeg_with(HIDING * 60),
-    "JPEG, EXIF segments behind a second start": lambda: jpeg_with((b"\xff\xd8" + EXIF * 4679) * 60),
+    "JPEG, EXIF segments behind a second start": lambda: jpeg_with(
+        (b"\xff\xd8" + EXIF * 4679) * 60
+    ),
     "JPEG, millions of APP0": lambda: jpeg_with(b"\xff\xe0\0\2" * (MAX // 4)),
     "JPEG, millions of fill bytes": lambda: jpeg_with(b"\xff" * MAX),
     "JPEG, millions of junk bytes": lambda: jpeg_with(b"\xff\xe0\0\2" + bytes(MAX)),
@@ -274,14 +299,18 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "JPEG, millions of empty scans": jpeg_of_empty_scans,
     "GIF claiming 65,535 x 65,535": lambda: gif(65_535, 65_535),
     "GIF, a frame of 65,535 x 65,535": lambda: gif(8, 8, frame=(65_535, 65_535)),
-    "GIF, a comment in millions of blocks": lambda: gif(before=b"!\xfe" + b"\1a" * (MAX // 2) + b"\0"),
+    "GIF, a comment in millions of blocks": lambda: gif(
+        before=b"!\xfe" + b"\1a" * (MAX // 2) + b"\0"
+    ),
     "GIF, millions of comments": lambda: gif(before=b"!\xfe\1a\0" * (MAX // 5)),
     "GIF, comments behind an empty block": lambda: gif(before=HIDDEN + b"!\xfe\1a\0" * (MAX // 5)),
     "GIF, millions of junk bytes": lambda: gif(before=bytes(MAX)),
     "BMP claiming 30,000 x 30,000": lambda: bmp(30_000, 30_000),
     "BMP claiming the largest size": lambda: bmp(WIDE, HIGH),
     "BMP RLE, rows of one pixel": lambda: bmp(WIDE, HIGH, b"\1\1\0\0" * HIGH, compression=1),
-    "BMP RLE, millions of runs": lambda: bmp(5000, 3000, b"\1\1" * (MAX // 2 - 1000), compression=1),
+    "BMP RLE, millions of runs": lambda: bmp(
+        5000, 3000, b"\1\1" * (MAX // 2 - 1000), compression=1
+    ),
     "BMP RLE4, wide runs": lambda: bmp(8160, HIGH, (b"\xff\1" * 32 + b"\0\0") * HIGH, 4, 2),
     "WebP claiming 16,383 x 16,383": lambda: riff(vp8x(16_383, 16_383), webp_frames(1)),
     "WebP still, canvas 16,383 x 16,383": lambda: riff(
@@ -305,7 +334,9 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "TIFF, one huge deflate strip": lambda: tiff(
         WIDE, HIGH, 8, bytes(200) + zeros(), t273=(4, [300]), t278=(4, [0xFFFFFFFF])
     ),
-    "TIFF CCITT claiming 30,000 x 30,000": lambda: tiff(30_000, 30_000, 4, bytes(100), t258=(3, [1])),
+    "TIFF CCITT claiming 30,000 x 30,000": lambda: tiff(
+        30_000, 30_000, 4, bytes(100), t258=(3, [1])
+    ),
     "TIFF JPEG strip of another size": lambda: tiff(
         WIDE,
         HIGH,
@@ -330,13 +361,19 @@ SERVED: dict[str, Callable[[], bytes]] = {
     "GIF": lambda: encoded(Image.new("P", (WIDE, HIGH)), "GIF"),
     "BMP": lambda: encoded(Image.new("1", (WIDE, HIGH)), "BMP"),
     "TIFF": lambda: encoded(Image.new("RGBA", (WIDE, HIGH)), "TIFF", compression="tiff_lzw"),
-    "WebP": lambda: encoded(Image.new("RGB", (WIDE, HIGH)), "WEBP", lossless=True, quality=0, method=0),
+    "WebP": lambda: encoded(
+        Image.new("RGB", (WIDE, HIGH)), "WEBP", lossless=True, quality=0, method=0
+    ),
     "WebP, a small frame on a large canvas": lambda: riff(vp8x(WIDE, HIGH), webp_frames(1)),
     "WebP, tens of thousands of frames": lambda: riff(vp8x(64, 48), webp_frames(100_000)),
     "AVIF": lambda: encoded(Image.new("RGB", (WIDE, HIGH)), "AVIF", speed=10),
     "AVIF, grid of 12,288 cells": lambda: avif_grid(96, 128),
     "AVIF, 500 frames": lambda: encoded(
-        small(), "AVIF", speed=10, save_all=True, append_images=[small().rotate(i) for i in range(500)]
+        small(),
+        "AVIF",
+        speed=10,
+        save_all=True,
+        append_images=[small().rotate(i) for i in range(500)],
     ),
 }
 """Within every limit and yet a few kilobytes: they may be served or refused, at a bounded cost."""

@@ -1,8 +1,9 @@
-"""The README's ``aws`` and ``sam`` commands: as a shell hands them over, and held to AWS's own models.
+"""The README's ``aws`` and ``sam`` commands: as a shell hands them over, and held to AWS's own
+models.
 
-All its shell blocks are run by bash, one after the other, with recorders in the place of every program
-that would reach out. So quoting, variables and functions are the shell's own, and what is checked is what
-would have been executed.
+All its shell blocks are run by bash, one after the other, with recorders in the place of every
+program that would reach out. So quoting, variables and functions are the shell's own, and what is
+checked is what would have been executed.
 """
 
 import contextlib
@@ -30,7 +31,8 @@ GLOBAL = {"--query": 1, "--output": 1, "--region": 1, "--profile": 1, "--cli-bin
 SERVICES = {"s3api": "s3"}
 """Services that the CLI calls by another name than botocore."""
 S3 = {"cp": {"--recursive"}, "sync": set(), "presign": {"--expires-in"}}
-"""Sub-commands of `aws s3` and `aws configure`, which are the CLI's own, and the options used here."""
+"""Sub-commands of `aws s3` and `aws configure`, which are the CLI's own, and the options used here.
+"""
 CONFIGURE: dict[str, set[str]] = {"list": set(), "sso": set()}
 RENAMED = {("sns", "subscribe"): {"--notification-endpoint": "--endpoint"}}
 """Options that the CLI gives another name than the API (its customizations/argrename.py)."""
@@ -52,7 +54,9 @@ elif "get-bucket-notification-configuration" in text:
 elif name == "aws":
     print('"etag"' if "--query ETag" in text else "answer")
 """
-NOTIFICATIONS = {"TopicConfigurations": [{"TopicArn": "arn:theirs", "Events": ["s3:ObjectRestore:*"]}]}
+NOTIFICATIONS = {
+    "TopicConfigurations": [{"TopicArn": "arn:theirs", "Events": ["s3:ObjectRestore:*"]}]
+}
 """What the bucket had before."""
 
 
@@ -74,7 +78,13 @@ def run(directory: Path) -> list[list[str]]:
     script = "\n".join(["set -eu -o pipefail", *blocks])
     environment = {"PATH": f"{programs}:/usr/local/bin:/usr/bin:/bin", "HOME": str(directory)}
     done = subprocess.run(
-        ["bash"], input=script, text=True, capture_output=True, cwd=directory, env=environment, check=False
+        ["bash"],
+        input=script,
+        text=True,
+        capture_output=True,
+        cwd=directory,
+        env=environment,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     commands = [json.loads(line) for line in log.read_text().splitlines()]
@@ -89,11 +99,15 @@ def inline() -> list[list[str]]:
 
 def outputs_named(commands: Iterable[Sequence[str]]) -> set[str]:
     """The stack's outputs that the commands ask for, and those that a sentence names."""
-    asked = {name for command in commands for name in re.findall("OutputKey=='([^']*)'", " ".join(command))}
+    asked = {
+        name
+        for command in commands
+        for name in re.findall("OutputKey=='([^']*)'", " ".join(command))
+    }
     return asked | set(re.findall(r"\boutput `([A-Z]\w+)`", text()))
 
 
-# --- aws --------------------------------------------------------------------------------------------
+# --- aws ------------------------------------------------------------------------------------------
 
 
 def check_aws(command: Sequence[str], *, whole: bool = True) -> None:
@@ -162,7 +176,9 @@ def _model(service: str, operation: str) -> OperationModel:
 
 
 def _options(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Options with their values, and what comes before the first or after a value that ends a command."""
+    """Options with their values, and what comes before the first or after a value that ends a
+    command.
+    """
     given: dict[str, list[str]] = {}
     positional: list[str] = []
     values = positional
@@ -221,7 +237,9 @@ def _scalar(shape: Shape, value: str, option: str) -> Any:
             return kinds[shape.type_name](value)
         raise AssertionError(f"{option} wants a number, not {value!r}")
     if shape.type_name == "timestamp":
-        assert re.fullmatch(r"\d+|\d{4}-\d\d-\d\dT.*", value), f"{option} wants a time, not {value!r}"
+        assert re.fullmatch(r"\d+|\d{4}-\d\d-\d\dT.*", value), (
+            f"{option} wants a time, not {value!r}"
+        )
     return value
 
 
@@ -240,7 +258,7 @@ def _check_enums(shape: Shape, value: Any) -> None:
         assert value in shape.enum, f"{value!r} is none of {shape.enum}"
 
 
-# --- sam ---------------------------------------------------------------------------------------------
+# --- sam ------------------------------------------------------------------------------------------
 
 
 def sam_options(command: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -275,4 +293,6 @@ def check_overrides(command: Sequence[str]) -> None:
         assert value in allowed, f"{name} is one of {allowed}, not {value!r}"
         single = [value] if settings["Type"] == "String" else value.split(",")
         for item in single:
-            assert re.fullmatch(settings.get("AllowedPattern", ".*"), item), f"{name} cannot be {value!r}"
+            assert re.fullmatch(settings.get("AllowedPattern", ".*"), item), (
+                f"{name} cannot be {value!r}"
+            )

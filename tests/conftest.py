@@ -1,7 +1,8 @@
-"""What the tests share: one full-size synthetic model, exported by the real export, and a real server.
+"""What the tests share: one full-size synthetic model, exported by the real export, and a real
+server.
 
-Where torch is not installed (``make test-other``) the model is the one that ``CLIP_MODEL_DIR`` names,
-and what needs torch itself is skipped and says so.
+Where torch is not installed (``make test-other``) the model is the one that ``CLIP_MODEL_DIR``
+names, and what needs torch itself is skipped and says so.
 """
 
 import base64
@@ -27,11 +28,11 @@ import pytest
 import uvicorn
 
 from export import images
-from handler.app import create_app
 from handler.config import Config
 from handler.encoder import Encoder
 from handler.engines import Engine
 from handler.engines.onnx_cpu import OnnxCpuEngine
+from handler.http.app import create_app
 from handler.model import Model
 
 if TYPE_CHECKING:
@@ -65,7 +66,9 @@ def reference(synthetic: Path) -> "Reference":
 
 
 @pytest.fixture(scope="session")
-def model_dir(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Path:
+def model_dir(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, cache: Path
+) -> Path:
     """A model folder, through the command line and its parity gate; without torch, one made before."""
     if not importlib.util.find_spec("torch") and (made := os.environ.get("CLIP_MODEL_DIR")):
         return Path(made).absolute()
@@ -123,7 +126,9 @@ def cloud() -> Iterator[SimpleNamespace]:
     with aws() as cloud:
         for bucket in ("photos", "vectors"):
             cloud.s3.create_bucket(Bucket=bucket)
-        cloud.s3.put_bucket_versioning(Bucket="photos", VersioningConfiguration={"Status": "Enabled"})
+        cloud.s3.put_bucket_versioning(
+            Bucket="photos", VersioningConfiguration={"Status": "Enabled"}
+        )
         yield cloud
 
 
@@ -149,7 +154,9 @@ class serve:  # noqa: N801  # a context manager, used like a function
     """Run `encoder`'s app under uvicorn in a thread; gives an HTTP client."""
 
     def __init__(self, encoder: Encoder) -> None:
-        self.server = uvicorn.Server(uvicorn.Config(create_app(encoder), port=0, log_level="warning"))
+        self.server = uvicorn.Server(
+            uvicorn.Config(create_app(encoder), port=0, log_level="warning")
+        )
         self.thread = threading.Thread(target=self.server.run)
 
     def __enter__(self) -> httpx.Client:
@@ -168,7 +175,9 @@ class serve:  # noqa: N801  # a context manager, used like a function
 
 
 @pytest.fixture(scope="session")
-def lambda_client(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[httpx.Client]:
+def lambda_client(
+    model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[httpx.Client]:
     """A Lambda execution environment of ``handler.main.handler``."""
     with emulator(model_dir, tmp_path_factory.mktemp("emulator") / "log") as (client, _):
         yield client
@@ -197,9 +206,16 @@ def emulator(
     }
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=os.environ | settings, stdout=output, stderr=output, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=os.environ | settings,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
         )
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False) as client:
+        with httpx.Client(
+            base_url=f"http://127.0.0.1:{port}", timeout=60, trust_env=False
+        ) as client:
             wait_for(port, process)
             yield client, process.pid
         os.killpg(process.pid, signal.SIGTERM)

@@ -1,7 +1,8 @@
 """``python -m tests.measure``: what one image costs the service, in a process of its own.
 
-An image on stdin, decoded and preprocessed with the default limits; on stdout, as JSON: the answer's
-status and code, the seconds of CPU and the megabytes it took above those of the idle process.
+An image on stdin, decoded and preprocessed with the default limits; on stdout, as JSON: the
+answer's status and code, the seconds of CPU and the megabytes it took above those of the idle
+process.
 """
 
 import json
@@ -20,7 +21,7 @@ from PIL import Image
 
 from handler.config import Config
 from handler.errors import ClipError
-from handler.image import decode, preprocess
+from handler.images.decode import decode, preprocess
 
 ROOT = Path(__file__).parent.parent
 
@@ -49,7 +50,9 @@ def peak_megabytes(pid: int | str = "self") -> float:
 
 def resident_megabytes(pid: int | str = "self") -> float:
     """The process's memory that is in RAM now."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+    return (
+        int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+    )
 
 
 def children(parent: int) -> list[int]:

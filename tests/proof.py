@@ -1,11 +1,12 @@
 """``python -m tests.proof``: 10,000 objects, a tenth of them bad, and what is in place at the end.
 
 Two functions under the real emulator, one writing files and one writing to an index, work through
-objects of the stand-in for S3. Their engines deliver twice and out of order, some objects go through two
-engines, some are replaced, removed or spoiled while they are being encoded, and the functions' processes
-are killed in the middle of batches. What must hold: the vectors equal the bucket, which is to say exactly
-one vector, the right one, for each good object or version that was named, and none for any other; exactly
-one named failure for each bad one, with its code in the log; memory flat.
+objects of the stand-in for S3. Their engines deliver twice and out of order, some objects go
+through two engines, some are replaced, removed or spoiled while they are being encoded, and the
+functions' processes are killed in the middle of batches. What must hold: the vectors equal the
+bucket, which is to say exactly one vector, the right one, for each good object or version that was
+named, and none for any other; exactly one named failure for each bad one, with its code in the
+log; memory flat.
 """
 
 import argparse
@@ -38,10 +39,10 @@ from tqdm import tqdm
 
 from events import generate
 from export import index
-from handler import direct
 from handler.config import Config
 from handler.encoder import Encoder, load_encoder
-from handler.s3 import Source
+from handler.events import direct
+from handler.images.s3 import Source
 from tests.answers import INVOKE
 from tests.aws import CHANGING, UNWRITABLE, aws, take_vectors
 from tests.bombs import encoded
@@ -51,7 +52,8 @@ from tests.measure import children, growth, resident_megabytes
 OUTPUTS = ("s3://vectors/proof", "s3vectors://proof/clip")
 LARGE = 20 * 2**20
 PORTION = 500
-"""Objects handed to an engine at a time: the stand-in's queues slow down with all they ever held."""
+"""Objects handed to an engine at a time: the stand-in's queues slow down with all they ever held.
+"""
 MEMORY_GROWTH = 1.05
 """The last tenth's memory over the second tenth's, at most, in the process that lived longest."""
 BAD = {
@@ -67,9 +69,11 @@ BAD = {
     "broken/": (10, "source_unavailable"),
     UNWRITABLE: (20, "output_refused"),
 }
-"""What an object's key begins with: how many of a thousand bad ones, and the code that each must get.
+"""What an object's key begins with: how many of a thousand bad ones, and the code that each must
+get.
 
-Those whose source is unavailable are tried again until the engine gives up, with all that shares their batch.
+Those whose source is unavailable are tried again until the engine gives up, with all that shares
+their batch.
 """
 TEXT, GONE = b"no image", None
 CHANGES: Mapping[str, tuple[int | bytes | None, ...]] = {
@@ -79,7 +83,9 @@ CHANGES: Mapping[str, tuple[int | bytes | None, ...]] = {
     f"{CHANGING}mended/": (TEXT, 0),
     f"{CHANGING}remade/": (0, GONE, 1),
 }
-"""What an object is, one after the other, while it is being encoded: a number is one of the pictures."""
+"""What an object is, one after the other, while it is being encoded: a number is one of the
+pictures.
+"""
 GOOD = {"photos/": 960, "throttled-once/": 30, "slow/": 1, "2024/röd sko+50 %/": 9}
 
 Event = dict[str, Any]
@@ -111,12 +117,15 @@ def pictures() -> list[bytes]:
     made = []
     for n in range(24):
         mixed = Image.merge("RGB", (ramp.rotate(15 * n), disc, ramp.rotate(-40 * n)))
-        made.append(encoded(mixed.resize((320, 240 + 4 * n)), ("JPEG", "PNG", "WEBP", "BMP")[n % 4]))
+        made.append(
+            encoded(mixed.resize((320, 240 + 4 * n)), ("JPEG", "PNG", "WEBP", "BMP")[n % 4])
+        )
     return made
 
 
 def fill(s3: Any, images: Sequence[bytes], count: int, rng: random.Random) -> list[Item]:
-    """Put `count` objects, a tenth of them bad, into a versioned bucket; what engines are to be told of.
+    """Put `count` objects, a tenth of them bad, into a versioned bucket; what engines are to be
+    told of.
 
     One good object in twenty has two versions, each of which counts.
     """
@@ -141,7 +150,9 @@ def fill(s3: Any, images: Sequence[bytes], count: int, rng: random.Random) -> li
         for pick in (picks[number], picks[number] - 1)[: 1 + twice[number]]:
             body = broken.get(kind, images[pick])
             if kind != "missing/":
-                versions.append(s3.put_object(Bucket=generate.BUCKET, Key=key, Body=body)["VersionId"])
+                versions.append(
+                    s3.put_object(Bucket=generate.BUCKET, Key=key, Body=body)["VersionId"]
+                )
         if kind in BAD:
             return [Item(Source(generate.BUCKET, key), None, BAD[kind][1])]
         if not twice[number]:
@@ -158,14 +169,18 @@ def _state(images: Sequence[bytes], pick: int, state: int | bytes | None) -> byt
     return images[(pick + state) % len(images)] if isinstance(state, int) else state
 
 
-# --- a function that dies -----------------------------------------------------------------------------
+# --- a function that dies -------------------------------------------------------------------------
 
 
 class Function:
     """The worker under the emulator, whose process is killed now and then while it works."""
 
     def __init__(
-        self, client: httpx.Client, emulator_pid: int, rng: random.Random, twin: Callable[[Event], Any]
+        self,
+        client: httpx.Client,
+        emulator_pid: int,
+        rng: random.Random,
+        twin: Callable[[Event], Any],
     ) -> None:
         self.client = client
         self.twin = twin
@@ -173,7 +188,8 @@ class Function:
         self.emulator_pid = emulator_pid
         self.rng = rng
         self.danger = 0.0
-        """How likely the process dies in the middle of an invocation, though never of two in a row."""
+        """How likely the process dies in the middle of an invocation, though never of two in a row.
+        """
         self.lives = 0
         """How often it may still die."""
         self.kills = 0
@@ -182,7 +198,9 @@ class Function:
         self._died = False
 
     def invoke(self, event: Event, images: int, may_die: bool = True) -> Any:
-        """What the function answers; `images` is how many it names, for the choice of a moment to die."""
+        """What the function answers; `images` is how many it names, for the choice of a moment to
+        die.
+        """
         killer = None
         if may_die and self.lives and not self._died and self.rng.random() < self.danger:
             self.lives -= 1
@@ -214,13 +232,15 @@ def failed(answer: Any) -> bool:
     return isinstance(answer, dict) and "errorType" in answer
 
 
-# --- AWS's engines: each returns the failures it would show a person, by the object's name -------------
+# --- AWS's engines: each returns the failures it would show a person, by the object's name --------
 
 Changes = Mapping[Source, collections.deque[bytes | None]]
 Work = Callable[[Function, Sequence[Item], random.Random, SimpleNamespace], list[str]]
 
 
-def s3_batch(function: Function, items: Sequence[Item], rng: random.Random, cloud: Any) -> list[str]:
+def s3_batch(
+    function: Function, items: Sequence[Item], rng: random.Random, cloud: Any
+) -> list[str]:
     """One task an invocation, tried three times more; in the end a report of each task."""
     todo = [(item, 0) for item in items]
     rng.shuffle(todo)
@@ -244,17 +264,23 @@ def sqs(function: Function, items: Sequence[Item], rng: random.Random, cloud: An
     """Lambda's poller of a queue with the template's settings; in the end its dead-letter queue.
 
     One message in ten is sent twice, all are out of order, and a few are none of ours. Objects that
-    change do so while a message that names them is worked on, and S3 sends the next message. Half of those
-    go to another instance of the function at once, which may be done before the first one.
+    change do so while a message that names them is worked on, and S3 sends the next message. Half
+    of those go to another instance of the function at once, which may be done before the first one.
     """
     settings = cfn_yaml.load(str(ROOT / "template.yaml"))["Resources"]
     receives = settings["Queue"]["Properties"]["RedrivePolicy"]["maxReceiveCount"]
-    size = next(r["Properties"]["BatchSize"] for r in settings.values() if "BatchSize" in r["Properties"])
+    size = next(
+        r["Properties"]["BatchSize"] for r in settings.values() if "BatchSize" in r["Properties"]
+    )
     queue, dead = _queues(cloud.sqs, receives)
     sent = {_message(item, rng): item for item in items}
     changes = {item.source: collections.deque(item.later) for item in items if item.later}
     bodies = list(sent)
-    bodies += [*rng.sample(bodies, len(bodies) // 10), json.dumps(generate.s3_test_event()), "not JSON"]
+    bodies += [
+        *rng.sample(bodies, len(bodies) // 10),
+        json.dumps(generate.s3_test_event()),
+        "not JSON",
+    ]
     rng.shuffle(bodies)
     while True:
         for _ in range(size // 10 + 1):  # they come in while others are worked on
@@ -269,7 +295,9 @@ def sqs(function: Function, items: Sequence[Item], rng: random.Random, cloud: An
             record["messageId"] = message["MessageId"]
         told = {sent[m["Body"]] for m in messages if m["Body"] in sent}
         changing = [item for item in told if changes.get(item.source)]
-        with _meanwhile(function, cloud.s3, changing, changes, rng.uniform(0, 0.03 * len(messages))) as news:
+        with _meanwhile(
+            function, cloud.s3, changing, changes, rng.uniform(0, 0.03 * len(messages))
+        ) as news:
             answer = function.invoke(event, len(messages))
         sent |= news
         for body in news:
@@ -288,8 +316,12 @@ def sqs(function: Function, items: Sequence[Item], rng: random.Random, cloud: An
 
 def _queues(client: Any, receives: int) -> tuple[str, str]:
     name = f"queue-{uuid.uuid4()}"
-    queue, dead = (client.create_queue(QueueName=f"{name}{end}")["QueueUrl"] for end in ("", "-dead"))
-    arn = client.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"]["QueueArn"]
+    queue, dead = (
+        client.create_queue(QueueName=f"{name}{end}")["QueueUrl"] for end in ("", "-dead")
+    )
+    arn = client.get_queue_attributes(QueueUrl=dead, AttributeNames=["QueueArn"])["Attributes"][
+        "QueueArn"
+    ]
     policy = json.dumps({"deadLetterTargetArn": arn, "maxReceiveCount": receives})
     client.set_queue_attributes(QueueUrl=queue, Attributes={"RedrivePolicy": policy})
     return queue, dead
@@ -324,7 +356,9 @@ def _meanwhile(
             else:
                 s3.put_object(**where, Body=body)
             message = _message(item, rng)
-            overtakes = not changes[item.source] and rng.random() < 0.5  # only a message brings on the next
+            overtakes = (
+                not changes[item.source] and rng.random() < 0.5
+            )  # only a message brings on the next
             if not overtakes or function.twin(generate.sqs(message))["batchItemFailures"]:
                 news[message] = item
 
@@ -337,7 +371,8 @@ def _meanwhile(
 def _message(item: Item, rng: random.Random) -> str:
     """What a queue is told of `item`, unlike any other message.
 
-    A version, and an object that is not there, can be asked for by name only; S3 tells of what changes.
+    A version, and an object that is not there, can be asked for by name only; S3 tells of what
+    changes.
     """
     key = item.source.key
     notification, bridged, ours = (
@@ -360,14 +395,18 @@ def _message(item: Item, rng: random.Random) -> str:
 def _receive(client: Any, queue: str, most: int) -> list[Any]:
     found: list[Any] = []
     while len(found) < most:
-        some = client.receive_message(QueueUrl=queue, MaxNumberOfMessages=min(10, most - len(found)))
+        some = client.receive_message(
+            QueueUrl=queue, MaxNumberOfMessages=min(10, most - len(found))
+        )
         if not (messages := some.get("Messages")):
             break
         found += messages
     return found
 
 
-def distributed_map(function: Function, items: Sequence[Item], rng: random.Random, cloud: Any) -> list[str]:
+def distributed_map(
+    function: Function, items: Sequence[Item], rng: random.Random, cloud: Any
+) -> list[str]:
     """Batches as the template's state machine makes and retries them; in the end the run's results."""
     resources = cfn_yaml.load(str(ROOT / "template.yaml"))["Resources"]
     (machine,) = (r for r in resources.values() if r["Type"].endswith("StateMachine"))
@@ -380,7 +419,11 @@ def distributed_map(function: Function, items: Sequence[Item], rng: random.Rando
     for start in range(0, len(todo), size):
         batch = todo[start : start + size]
         wanted = [
-            {"bucket": i.source.bucket, "key": i.source.key, "version_id": i.source.version_id or None}
+            {
+                "bucket": i.source.bucket,
+                "key": i.source.key,
+                "version_id": i.source.version_id or None,
+            }
             for i in batch
         ]
         event = generate.map_batch(*({"s3": {k: v for k, v in s3.items() if v}} for s3 in wanted))
@@ -409,7 +452,7 @@ ENGINES: Mapping[str, tuple[Work, float]] = {
 """And how likely a process dies in one invocation of each, until it has done so eight times."""
 
 
-# --- what is in place at the end ------------------------------------------------------------------------
+# --- what is in place at the end ------------------------------------------------------------------
 
 
 @dataclass
@@ -439,13 +482,20 @@ class Proof:
             name = str(item.source)
             named_right = bool(item.code) <= named[name] <= item.most_failures
             if placed[name] != (item.image is not None) or not named_right:
-                self.wrong.append(f"{name}: {placed[name]} vectors, named as failed {named[name]} times")
+                self.wrong.append(
+                    f"{name}: {placed[name]} vectors, named as failed {named[name]} times"
+                )
             elif item.code and item.code not in self.codes.get(name, ()):
                 self.wrong.append(f"{name}: {item.code} is not in the log")
-            elif item.image is not None and np.abs(vectors[name] - self.expected[item.image]).max() > 1e-5:
+            elif (
+                item.image is not None
+                and np.abs(vectors[name] - self.expected[item.image]).max() > 1e-5
+            ):
                 self.wrong.append(f"{name}: not its vector")
         asked = {str(item.source) for item in self.items}
-        self.wrong += [f"{name}: nobody asked for it" for name in (placed.keys() | named.keys()) - asked]
+        self.wrong += [
+            f"{name}: nobody asked for it" for name in (placed.keys() | named.keys()) - asked
+        ]
         if self.memory_growth > MEMORY_GROWTH:
             self.wrong.append(f"memory grew by a factor of {self.memory_growth:.3f}")
 
@@ -502,10 +552,11 @@ def run(model_dir: Path, folder: Path, objects: int, seed: int) -> Proof:
 
 
 def _route(item: Item, rng: random.Random) -> set[tuple[str, str]]:
-    """The engines that are told of an object and its versions, and the one output that they write to.
+    """The engines that are told of an object and its versions, and the one output that they write
+    to.
 
-    What changes is told of by the queue, as S3's notifications would; one in three has been in a job's
-    manifest before. One good object in ten goes through two engines.
+    What changes is told of by the queue, as S3's notifications would; one in three has been in a
+    job's manifest before. One good object in ten goes through two engines.
     """
     output = rng.choice(OUTPUTS)
     engines = [rng.choice(list(ENGINES))]
@@ -543,14 +594,19 @@ def _cloud() -> Iterator[SimpleNamespace]:
 
 @contextmanager
 def _function(plain: Encoder, log: Path, output: str, rng: random.Random) -> Iterator[Function]:
-    twin = with_settings(plain, s3_buckets=(generate.BUCKET,), output=output, max_image_bytes=LARGE - 1)
+    twin = with_settings(
+        plain, s3_buckets=(generate.BUCKET,), output=output, max_image_bytes=LARGE - 1
+    )
     settings = {
         "CLIP_S3_BUCKETS": generate.BUCKET,
         "CLIP_OUTPUT": output,
         "CLIP_MAX_IMAGE_BYTES": str(LARGE - 1),
         "CLIP_THREADS": "1",
     }
-    with emulator(plain.config.model_dir, log, "handler.worker.handler", **settings) as (client, pid):
+    with emulator(plain.config.model_dir, log, "handler.worker.handler", **settings) as (
+        client,
+        pid,
+    ):
         client.timeout = httpx.Timeout(600)
         yield Function(client, pid, rng, lambda event: direct.invoke(event, None, twin))
 
@@ -558,27 +614,36 @@ def _function(plain: Encoder, log: Path, output: str, rng: random.Random) -> Ite
 def _vectors(cloud: SimpleNamespace) -> list[tuple[str, np.ndarray[Any, Any]]]:
     """All that lies in the bucket of files, as the README reads it, and in the index."""
     found = newest(take_vectors(cloud.s3))
-    listed = cloud.s3vectors.list_vectors(vectorBucketName="proof", indexName="clip", returnData=True)
+    listed = cloud.s3vectors.list_vectors(
+        vectorBucketName="proof", indexName="clip", returnData=True
+    )
     assert "nextToken" not in listed
-    return found + [(vector["key"], np.array(vector["data"]["float32"])) for vector in listed["vectors"]]
+    return found + [
+        (vector["key"], np.array(vector["data"]["float32"])) for vector in listed["vectors"]
+    ]
 
 
 def newest(files: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, np.ndarray[Any, Any]]]:
-    """The vectors of `files`, by their paths: of each name what was read last, and all that one folder has.
+    """The vectors of `files`, by their paths: of each name what was read last, and all that one
+    folder has.
 
     A name must not stand twice in one folder: the folder of objects, or that of a run.
     """
     entries = collections.defaultdict(list)
     for path, file in files.items():
         folder = path.rpartition("/")[0]
-        for name, time, vector in zip(file["name"], file["read_at"], file["embedding"], strict=True):
+        for name, time, vector in zip(
+            file["name"], file["read_at"], file["embedding"], strict=True
+        ):
             entries[str(name)].append((float(time), folder, vector))
         for name, time in zip(file["removed"], file["removed_at"], strict=True):
             entries[str(name)].append((float(time), folder, None))
     found = []
     for name, said in entries.items():
         _, last, _ = max(said, key=lambda entry: entry[0])
-        found += [(name, vector) for _, folder, vector in said if folder == last and vector is not None]
+        found += [
+            (name, vector) for _, folder, vector in said if folder == last and vector is not None
+        ]
     return found
 
 
@@ -598,7 +663,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     options = parser.parse_args()
     print(f"seed {options.seed}", flush=True)
-    logging.getLogger("clip").setLevel("ERROR")  # what the other instance of the function finds wrong
+    logging.getLogger("clip").setLevel(
+        "ERROR"
+    )  # what the other instance of the function finds wrong
     with tempfile.TemporaryDirectory() as folder:
         proof = run(Path(os.environ["CLIP_MODEL_DIR"]), Path(folder), options.objects, options.seed)
     print(proof)

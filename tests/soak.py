@@ -1,8 +1,9 @@
-"""``python -m tests.soak``: thousands of good and bad requests, one after another, as Lambda gives them.
+"""``python -m tests.soak``: thousands of good and bad requests, one after another, as Lambda gives
+them.
 
-The real runtime client under the real emulator answers events of every kind. After each, the memory of
-the runtime's process is read from /proc. What must hold: every good request gets its exact vectors,
-every bad one its refusal, and neither memory nor latency grows.
+The real runtime client under the real emulator answers events of every kind. After each, the
+memory of the runtime's process is read from /proc. What must hold: every good request gets its
+exact vectors, every bad one its refusal, and neither memory nor latency grows.
 """
 
 import argparse
@@ -39,7 +40,8 @@ def pictures() -> list[bytes]:
     photo = bombs.encoded(Image.radial_gradient("L").resize((640, 480)).convert("RGB"), "JPEG")
     large = bombs.encoded(Image.linear_gradient("L").resize((4000, 3000)).convert("RGB"), "JPEG")
     small = [
-        bombs.encoded(bombs.small().rotate(90 * i), kind) for i, kind in enumerate(("PNG", "WEBP", "GIF"))
+        bombs.encoded(bombs.small().rotate(90 * i), kind)
+        for i, kind in enumerate(("PNG", "WEBP", "GIF"))
     ]
     return [generate.PHOTO, photo, large, *small]
 
@@ -67,7 +69,11 @@ def good(rng: random.Random, images: list[bytes]) -> tuple[Event, list[int]]:
 
 BOMBS = (
     *("PNG, iTXt bomb", "JPEG claiming 65,500 x 65,500", "GIF claiming 65,535 x 65,535"),
-    *("TIFF, tiles of 20,000 x 20,000", "WebP claiming 16,383 x 16,383", "AVIF claiming 16,384 x 16,384"),
+    *(
+        "TIFF, tiles of 20,000 x 20,000",
+        "WebP claiming 16,383 x 16,383",
+        "AVIF claiming 16,384 x 16,384",
+    ),
 )
 
 
@@ -112,7 +118,9 @@ class Soak:
     @property
     def passed(self) -> bool:
         return (
-            not self.wrong and self.memory_growth <= MEMORY_GROWTH and self.latency_growth <= LATENCY_GROWTH
+            not self.wrong
+            and self.memory_growth <= MEMORY_GROWTH
+            and self.latency_growth <= LATENCY_GROWTH
         )
 
     def __str__(self) -> str:
@@ -133,7 +141,9 @@ def run(client: httpx.Client, emulator_pid: int, requests: int, seed: int) -> So
     """Send `requests`, two of five of them bad."""
     rng, soak, images = random.Random(seed), Soak(), pictures()
     made = [bombs.REFUSED[name]() for name in BOMBS]
-    vectors = [_invoke(client, {"image": base64.b64encode(data).decode()})["embedding"] for data in images]
+    vectors = [
+        _invoke(client, {"image": base64.b64encode(data).decode()})["embedding"] for data in images
+    ]
     (runtime,) = children(emulator_pid)
     for number in range(requests):
         if rng.random() < 0.4:

@@ -1,4 +1,6 @@
-"""The template through SAM's own transform into moto's CloudFormation: the stack as a deployment makes it."""
+"""The template through SAM's own transform into moto's CloudFormation: the stack as a deployment
+makes it.
+"""
 
 import json
 from types import SimpleNamespace
@@ -47,14 +49,17 @@ def transformed(**parameters: str) -> dict[str, Any]:
 def create(name: str, **parameters: str) -> SimpleNamespace:
     """Make the stack in the moto that boto3 is led to.
 
-    Gives its ``template``, its ``outputs`` and its ``resources``, the physical id of each by its name.
+    Gives its ``template``, its ``outputs`` and its ``resources``, the physical id of each by its
+    name.
     """
     template = what_moto_makes(transformed(**parameters))
     client = boto3.client("cloudformation")
     client.create_stack(
         StackName=name,
         TemplateBody=json.dumps(template, default=str),
-        Parameters=[{"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()],
+        Parameters=[
+            {"ParameterKey": key, "ParameterValue": value} for key, value in parameters.items()
+        ],
         Capabilities=["CAPABILITY_IAM"],
     )
     (stack,) = client.describe_stacks(StackName=name)["Stacks"]
@@ -65,13 +70,17 @@ def create(name: str, **parameters: str) -> SimpleNamespace:
         outputs={output["OutputKey"]: output["OutputValue"] for output in stack.get("Outputs", [])},
         # moto lists those nameless whose condition does not hold.
         resources={
-            r["LogicalResourceId"]: r.get("PhysicalResourceId") for r in made if "LogicalResourceId" in r
+            r["LogicalResourceId"]: r.get("PhysicalResourceId")
+            for r in made
+            if "LogicalResourceId" in r
         },
     )
 
 
 def what_moto_makes(template: dict[str, Any]) -> dict[str, Any]:
-    """Plain CloudFormation without the types of `NOT_MADE`, and without the outputs that tell of one."""
+    """Plain CloudFormation without the types of `NOT_MADE`, and without the outputs that tell of
+    one.
+    """
     resources = template["Resources"]
     left_out = {name for name, resource in resources.items() if resource["Type"] in NOT_MADE}
     aliases = {
@@ -81,7 +90,9 @@ def what_moto_makes(template: dict[str, Any]) -> dict[str, Any]:
     }
     outputs = template["Outputs"].items()
     made = template | {
-        "Resources": {name: resource for name, resource in resources.items() if name not in left_out},
+        "Resources": {
+            name: resource for name, resource in resources.items() if name not in left_out
+        },
         "Outputs": {
             name: output
             for name, output in outputs

@@ -1,23 +1,24 @@
 """What moto's Step Functions and Lambda lack to run the template's Distributed Map.
 
-`install` adds it to the moto of this process. Everything else is moto's own: reading the definition and
-its payload templates, listing the bucket, Choice, Wait, Fail, errors' names, Retry with its waiting,
-parallel children, DescribeMapRun and its counts. Emulation of ours, after AWS's documents, is:
+`install` adds it to the moto of this process. Everything else is moto's own: reading the
+definition and its payload templates, listing the bucket, Choice, Wait, Fail, errors' names, Retry
+with its waiting, parallel children, DescribeMapRun and its counts. Emulation of ours, after AWS's
+documents, is:
 
 - ItemBatcher: what is listed and selected is cut into batches, with its BatchInput in each.
 - The context's Execution.StartTime is a text, as AWS's is, which moto's formatting wants too.
 - EXPRESS children run as STANDARD ones do: their five minutes are not kept.
-- A whole number as ToleratedFailurePercentage, which moto's grammar refuses, and that a Map fails that
-  has more failures than it tolerates.
-- The letter that the fields of an ``aws-sdk`` task's parameters and answer begin with, as Step Functions
-  has it; the call itself is moto's.
+- A whole number as ToleratedFailurePercentage, which moto's grammar refuses, and that a Map fails
+  that has more failures than it tolerates.
+- The letter that the fields of an ``aws-sdk`` task's parameters and answer begin with, as Step
+  Functions has it; the call itself is moto's.
 - The files SUCCEEDED_0.json and FAILED_0.json of the ResultWriter, and their names in its manifest.
 - The limit of 256 KiB on a child's input and output.
-- ``lambda:invoke``: the function runs where its description says, which is JSON with the ``url`` of an
-  emulator's; one invocation at a time, as one instance would. The function's own errors are its own, but
-  the batch that begins with the key ``waking`` is refused for its first `WAKING_SECONDS`, as if the
-  function had been idle for weeks, and the one that begins with the key ``lost`` reaches it without its
-  items, so that it raises each time.
+- ``lambda:invoke``: the function runs where its description says, which is JSON with the ``url``
+  of an emulator's; one invocation at a time, as one instance would. The function's own errors are
+  its own, but the batch that begins with the key ``waking`` is refused for its first
+  `WAKING_SECONDS`, as if the function had been idle for weeks, and the one that begins with the
+  key ``lost`` reaches it without its items, so that it raises each time.
 - Lambda's poller of queues does not run: moto's knows no partial failures.
 - DescribeMapRun says RUNNING when it is asked first, for AWS's may lag behind.
 
@@ -64,7 +65,10 @@ _batch_sizes: dict[str, int] = {}
 
 def install() -> None:
     """Patch moto, once in a process."""
-    component, child = iteration.DistributedIterationComponent, worker.DistributedItemProcessorWorker
+    component, child = (
+        iteration.DistributedIterationComponent,
+        worker.DistributedItemProcessorWorker,
+    )
     parse = AmazonStateLanguageParser.parse
     patches: list[tuple[type, str, Any]] = [
         (AmazonStateLanguageParser, "parse", staticmethod(_parsing(parse))),
@@ -75,13 +79,17 @@ def install() -> None:
         (map_run_record.MapRunRecord, "describe", _lagging(map_run_record.MapRunRecord.describe)),
         (writer.ResourceEvalS3, "_handle_put_object", staticmethod(_write_results)),
         (LambdaFunction, "invoke", _Invoke()),
-        (Queue, "lambda_event_source_mappings", property(lambda queue: {}, lambda queue, value: None)),
+        (
+            Queue,
+            "lambda_event_source_mappings",
+            property(lambda queue: {}, lambda queue, value: None),
+        ),
     ]
     for owner, name, patch in patches:
         setattr(owner, name, patch)
 
 
-# --- Step Functions -----------------------------------------------------------------------------------
+# --- Step Functions -------------------------------------------------------------------------------
 
 
 def _parsing(parse: Any) -> Any:
@@ -94,7 +102,10 @@ def _parsing(parse: Any) -> Any:
                 batcher = state.pop("ItemBatcher")
                 _batch_sizes[name] = batcher["MaxItemsPerBatch"]
                 # moto evaluates both templates for each item; `_batches` puts them together.
-                state["ItemSelector"] = {"Item": state["ItemSelector"], "Batch": batcher["BatchInput"]}
+                state["ItemSelector"] = {
+                    "Item": state["ItemSelector"],
+                    "Batch": batcher["BatchInput"],
+                }
                 state["ItemProcessor"]["ProcessorConfig"]["ExecutionType"] = "STANDARD"
                 state["ToleratedFailurePercentage"] = float(state["ToleratedFailurePercentage"])
         return parse(json.dumps(machine))
@@ -124,13 +135,16 @@ def _batches(env: Any, items: list[Any], settings: Any) -> list[Any]:
     selected = [_select(env, index, item, settings) for index, item in enumerate(items)]
     chunks = [selected[start : start + size] for start in range(0, len(selected), size)]
     return [
-        {"Items": [chosen["Item"] for chosen in chunk], "BatchInput": chunk[0]["Batch"]} for chunk in chunks
+        {"Items": [chosen["Item"] for chosen in chunk], "BatchInput": chunk[0]["Batch"]}
+        for chunk in chunks
     ]
 
 
 def _select(env: Any, index: int, item: Any, settings: Any) -> Any:
     frame = env.open_inner_frame()
-    frame.states.context_object.context_object_data["Map"] = MapData(Item=ItemData(Index=index, Value=item))
+    frame.states.context_object.context_object_data["Map"] = MapData(
+        Item=ItemData(Index=index, Value=item)
+    )
     frame.states.reset(env.states.get_input())
     frame.stack.append(env.states.get_input())
     settings.item_selector.eval(frame)
@@ -201,19 +215,25 @@ def _write_results(env: Any, part: Any, credentials: Any) -> None:
     for status in ("FAILED", "SUCCEEDED"):
         if results := [result for result in run.results if result["Status"] == status]:
             files[status].append(put(f"{status}_0.json", results))
-    manifest = {"DestinationBucket": place["Bucket"], "MapRunArn": run.map_run_arn, "ResultFiles": files}
+    manifest = {
+        "DestinationBucket": place["Bucket"],
+        "MapRunArn": run.map_run_arn,
+        "ResultFiles": files,
+    }
     details = {"Bucket": place["Bucket"], "Key": put("manifest.json", manifest)["Key"]}
     env.stack.append({"MapRunArn": run.map_run_arn, "ResultWriterDetails": details})
 
 
-# --- Lambda -------------------------------------------------------------------------------------------
+# --- Lambda ---------------------------------------------------------------------------------------
 
 
 class _NotAwake(LambdaClientError):
     code = 409
 
     def __init__(self) -> None:
-        super().__init__("CodeArtifactUserPendingException", "Lambda is initializing your function.")
+        super().__init__(
+            "CodeArtifactUserPendingException", "Lambda is initializing your function."
+        )
 
 
 class _Invoke:
@@ -225,7 +245,9 @@ class _Invoke:
         """When the function is awake, by the key that it refuses until then."""
 
     def __get__(self, function: Any, _: type) -> Any:
-        def invoke(body: str | bytes, request_headers: Any, response_headers: dict[str, str]) -> bytes:
+        def invoke(
+            body: str | bytes, request_headers: Any, response_headers: dict[str, str]
+        ) -> bytes:
             payload = self._answer(json.loads(function.description), json.loads(body))
             answer = json.loads(payload)
             if isinstance(answer, dict) and "errorType" in answer:

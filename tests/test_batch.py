@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 from events import generate
 from events.generate import in_s3, map_batch, s3_batch, s3_eventbridge, s3_notification, sns, sqs
 from export import images
-from handler import direct, s3
 from handler.encoder import Embedding, Encoder
 from handler.errors import (
     ClipError,
@@ -27,6 +26,8 @@ from handler.errors import (
     SourceChanged,
     SourceUnavailable,
 )
+from handler.events import direct
+from handler.images import s3
 from tests.answers import assert_same
 from tests.aws import take_vectors
 from tests.conftest import with_settings
@@ -40,7 +41,11 @@ GOOD = ("a.jpg", "2024/b+c d.jpg")
 def worker(encoder: Encoder, cloud: SimpleNamespace, photo: bytes) -> Encoder:
     """The encoder beside S3, whose objects are those of `GOOD` and some that are not."""
     keys = (*GOOD, "denied/x", "throttled/x", "broken/x")
-    for key, body in {**dict.fromkeys(keys, photo), "text": b"no image", "cut": photo[:5000]}.items():
+    for key, body in {
+        **dict.fromkeys(keys, photo),
+        "text": b"no image",
+        "cut": photo[:5000],
+    }.items():
         cloud.s3.put_object(Bucket="photos", Key=key, Body=body)
     return with_settings(encoder, s3_buckets=("photos",), output="s3://vectors/run")
 
@@ -68,7 +73,7 @@ def check_written(
         assert_same(file["embedding"], np.tile(vector, (len(file["key"]), 1)))
 
 
-# --- S3 Batch Operations ------------------------------------------------------------------------------
+# --- S3 Batch Operations --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("schema", ["1.0", "2.0"])
@@ -76,8 +81,13 @@ def test_s3_batch_answers_each_task(
     worker: Encoder, cloud: SimpleNamespace, vector: Embedding, schema: str
 ) -> None:
     event = s3_batch(schema, *GOOD, "missing", "denied/x", "text", "cut", "throttled/x", GOOD[0])
-    event["tasks"] += [{"taskId": "no bucket", "s3Key": "a.jpg"}, {"taskId": "no key", "s3Bucket": "photos"}]
-    event["tasks"].append({"taskId": "secret", "s3Key": "a.jpg", "s3Bucket": "secret", "s3VersionId": ""})
+    event["tasks"] += [
+        {"taskId": "no bucket", "s3Key": "a.jpg"},
+        {"taskId": "no key", "s3Bucket": "photos"},
+    ]
+    event["tasks"].append(
+        {"taskId": "secret", "s3Key": "a.jpg", "s3Bucket": "secret", "s3VersionId": ""}
+    )
     answer = direct.invoke(event, None, worker)
     results = answer.pop("results")
     assert answer == {
@@ -90,7 +100,9 @@ def test_s3_batch_answers_each_task(
     refused = ["invalid_event", "invalid_event", "source_not_allowed"]
     name, other = results[0]["resultString"], results[1]["resultString"]
     assert name.startswith(f"s3://vectors/run/{worker.fingerprint}/objects/")
-    assert [(result["resultCode"], result["resultString"].partition(": ")[0]) for result in results] == [
+    assert [
+        (result["resultCode"], result["resultString"].partition(": ")[0]) for result in results
+    ] == [
         *[("Succeeded", name), ("Succeeded", other)],
         *[("PermanentFailure", code) for code in permanent],
         ("TemporaryFailure", "source_unavailable"),
@@ -110,7 +122,7 @@ def test_s3_batch_takes_the_version_that_the_task_names(
     check_written(cloud, vector, "v")
 
 
-# --- SQS ----------------------------------------------------------------------------------------------
+# --- SQS ------------------------------------------------------------------------------------------
 
 
 def test_sqs_hands_back_the_messages_that_failed_and_no_others(
@@ -132,7 +144,17 @@ def test_sqs_hands_back_the_messages_that_failed_and_no_others(
         {"Records": []},
     ]
     bad: list[Any] = [
-        *("not JSON", "", "[]", "null", "1", "[" * 100_000, "9" * 5000, '{"s3": {}}', '{"Records": [7]}'),
+        *(
+            "not JSON",
+            "",
+            "[]",
+            "null",
+            "1",
+            "[" * 100_000,
+            "9" * 5000,
+            '{"s3": {}}',
+            '{"Records": [7]}',
+        ),
         *(in_s3("missing"), in_s3("throttled/x"), s3_notification(one, "text"), in_s3("\ud800")),
         *(
             sns(s3_notification()) | {"Message": "not JSON"},
@@ -152,7 +174,9 @@ def test_sqs_hands_back_the_messages_that_failed_and_no_others(
     assert "no vector" in caplog.messages
     (request,) = [record for record in caplog.records if record.message == "request"]
     assert vars(request)["fields"]["images"] == 8  # however often each is named
-    assert vars(request)["fields"]["failed"] == 4  # not what is only said to have changed, and is gone
+    assert (
+        vars(request)["fields"]["failed"] == 4
+    )  # not what is only said to have changed, and is gone
 
 
 @pytest.mark.parametrize("body", [None, 7, {"s3": {}}])
@@ -163,7 +187,7 @@ def test_sqs_messages_without_a_text_fail_alone(worker: Encoder, body: object) -
     assert answer == {"batchItemFailures": [{"itemIdentifier": event["Records"][1]["messageId"]}]}
 
 
-# --- S3 and EventBridge, without a queue --------------------------------------------------------------
+# --- S3 and EventBridge, without a queue ----------------------------------------------------------
 
 
 def test_a_notification_raises_what_failed_after_the_good_are_written(
@@ -171,7 +195,9 @@ def test_a_notification_raises_what_failed_after_the_good_are_written(
 ) -> None:
     with pytest.raises(SourceUnavailable) as caught:
         direct.invoke(s3_notification("text", GOOD[0], "throttled/x", GOOD[1]), None, worker)
-    assert caught.value.detail.startswith("2 of 4 failed: s3://photos/throttled/x: source_unavailable: ")
+    assert caught.value.detail.startswith(
+        "2 of 4 failed: s3://photos/throttled/x: source_unavailable: "
+    )
     assert "s3://photos/text: not_an_image: " in caught.value.detail
     check_written(cloud, vector, *GOOD, removed=("text",))
     with pytest.raises(NotAnImage):
@@ -181,14 +207,18 @@ def test_a_notification_raises_what_failed_after_the_good_are_written(
     check_written(cloud, vector, *GOOD, removed=("text", "missing"))
 
 
-# --- a notification means: this key changed --------------------------------------------------------------
+# --- a notification means: this key changed -------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "told", [s3_notification, s3_eventbridge, partial(s3_notification, what="ObjectRemoved:Delete")]
 )
 def test_the_object_as_it_is_now_is_what_counts_and_not_what_is_said_of_it(
-    worker: Encoder, cloud: SimpleNamespace, vector: Embedding, photo: bytes, told: Callable[[str], Any]
+    worker: Encoder,
+    cloud: SimpleNamespace,
+    vector: Embedding,
+    photo: bytes,
+    told: Callable[[str], Any],
 ) -> None:
     first = cloud.s3.put_object(Bucket="photos", Key="changing", Body=b"no image yet")["VersionId"]
     cloud.s3.put_object(Bucket="photos", Key="changing", Body=photo)
@@ -297,7 +327,7 @@ def test_what_cannot_be_looked_at_keeps_its_vector(worker: Encoder, cloud: Simpl
     assert take_vectors(cloud.s3) == {}
 
 
-# --- Distributed Map ----------------------------------------------------------------------------------
+# --- Distributed Map ------------------------------------------------------------------------------
 
 
 BAD_ITEMS: tuple[Any, ...] = (
@@ -309,7 +339,13 @@ BAD_ITEMS: tuple[Any, ...] = (
     in_s3("missing"),
     in_s3("text"),
 )
-CODES = ["invalid_field", "missing_field", *["invalid_field"] * 3, "source_not_found", "not_an_image"]
+CODES = [
+    "invalid_field",
+    "missing_field",
+    *["invalid_field"] * 3,
+    "source_not_found",
+    "not_an_image",
+]
 
 
 def test_a_map_names_what_failed_for_good_and_raises_what_may_pass(
@@ -318,18 +354,25 @@ def test_a_map_names_what_failed_for_good_and_raises_what_may_pass(
     items = [in_s3(GOOD[0]), *BAD_ITEMS, f"s3://photos/{GOOD[1]}"]
     answer = direct.invoke(map_batch(*items), None, worker)
     assert answer["written"] == 2
-    assert [(error["index"], error["code"]) for error in answer["errors"]] == list(enumerate(CODES, start=1))
+    assert [(error["index"], error["code"]) for error in answer["errors"]] == list(
+        enumerate(CODES, start=1)
+    )
     sources = [error["source"] for error in answer["errors"]]
     assert sources == [None] * 5 + ["s3://photos/missing", "s3://photos/text"]
     ((name, file),) = take_vectors(cloud.s3).items()
     assert (name, file["key"].tolist()) == (answer["output"], list(GOOD))
-    for event in ({"Items": [in_s3("throttled/x"), *items]}, map_batch(in_s3("throttled/x"), *items)):
+    for event in (
+        {"Items": [in_s3("throttled/x"), *items]},
+        map_batch(in_s3("throttled/x"), *items),
+    ):
         with pytest.raises(SourceUnavailable, match="3 of 5 failed: s3://photos/throttled/x: "):
             direct.invoke(event | {"BatchInput": {}}, None, worker)
     check_written(cloud, vector, *GOOD, removed=("missing", "text"))
 
 
-def test_a_map_may_have_its_vectors_back(worker: Encoder, cloud: SimpleNamespace, vector: Embedding) -> None:
+def test_a_map_may_have_its_vectors_back(
+    worker: Encoder, cloud: SimpleNamespace, vector: Embedding
+) -> None:
     caller = with_settings(worker, output="caller")
     answer = direct.invoke({"Items": [*BAD_ITEMS, in_s3(GOOD[0])]}, None, caller)
     assert answer["embeddings"][:-1] == [None] * len(BAD_ITEMS)
@@ -340,7 +383,7 @@ def test_a_map_may_have_its_vectors_back(worker: Encoder, cloud: SimpleNamespace
     assert take_vectors(cloud.s3) == {}
 
 
-# --- all of them --------------------------------------------------------------------------------------
+# --- all of them ----------------------------------------------------------------------------------
 
 ENGINES = {
     "s3_batch": s3_batch("1.0", *GOOD),

@@ -12,7 +12,9 @@ def test_the_work_of_an_image_is_that_of_the_exported_graph(model_dir: Path) -> 
     graph = onnx.shape_inference.infer_shapes(
         onnx.load(model_dir / "visual.onnx", load_external_data=False)
     ).graph
-    shapes = {v.name: [d.dim_value or 1 for d in v.type.tensor_type.shape.dim] for v in graph.value_info}
+    shapes = {
+        v.name: [d.dim_value or 1 for d in v.type.tensor_type.shape.dim] for v in graph.value_info
+    }
     shapes |= {initializer.name: list(initializer.dims) for initializer in graph.initializer}
     products = [node for node in graph.node if node.op_type == "MatMul"]
     assert len(products) == 1 + 12 * 6 + 1 + 1  # the last block has one more

@@ -57,7 +57,11 @@ def test_every_form_of_output(output: str) -> None:
         ("CLIP_MAX_PIXELS", "many", "CLIP_MAX_PIXELS must be a whole number, not 'many'"),
         ("CLIP_MAX_IMAGES", "0", "CLIP_MAX_IMAGES must be at least 1, not 0"),
         ("CLIP_THREADS", "-1", "CLIP_THREADS must be at least 0, not -1"),
-        ("CLIP_OUTPUT", "vectors/run", "CLIP_OUTPUT must be caller, s3://bucket/prefix or s3vectors://"),
+        (
+            "CLIP_OUTPUT",
+            "vectors/run",
+            "CLIP_OUTPUT must be caller, s3://bucket/prefix or s3vectors://",
+        ),
         ("CLIP_OUTPUT", "s3://", "CLIP_OUTPUT must be"),
         ("CLIP_OUTPUT", "s3://ab", "CLIP_OUTPUT must be"),
         ("CLIP_OUTPUT", "s3vectors://bucket/ab", "CLIP_OUTPUT must be"),
@@ -65,8 +69,16 @@ def test_every_form_of_output(output: str) -> None:
         ("CLIP_OUTPUT", "s3vectors://bucket/index/more", "CLIP_OUTPUT must be"),
         ("CLIP_LOG_LEVEL", "chatty", "CLIP_LOG_LEVEL must be one of"),
         ("CLIP_CORS_ORIGINS", "shop.example", "CLIP_CORS_ORIGINS must hold .* not 'shop.example'"),
-        ("CLIP_CORS_ORIGINS", "https://a.example/", "CLIP_CORS_ORIGINS must hold"),  # browsers send no slash
-        ("CLIP_CORS_ORIGINS", "https://a.example,https://*.b.example", "CLIP_CORS_ORIGINS must hold"),
+        (
+            "CLIP_CORS_ORIGINS",
+            "https://a.example/",
+            "CLIP_CORS_ORIGINS must hold",
+        ),  # browsers send no slash
+        (
+            "CLIP_CORS_ORIGINS",
+            "https://a.example,https://*.b.example",
+            "CLIP_CORS_ORIGINS must hold",
+        ),
     ],
 )
 def test_a_wrong_setting_is_named(name: str, value: str, message: str) -> None:
@@ -74,7 +86,9 @@ def test_a_wrong_setting_is_named(name: str, value: str, message: str) -> None:
         Config.from_env({name: value})
 
 
-@pytest.mark.parametrize(("memory", "cpus"), [("512", 1), ("1769", 1), ("2048", 1), ("3008", 2), ("3538", 2)])
+@pytest.mark.parametrize(
+    ("memory", "cpus"), [("512", 1), ("1769", 1), ("2048", 1), ("3008", 2), ("3538", 2)]
+)
 def test_lambda_grants_cpus_by_memory(memory: str, cpus: int) -> None:
     assert available_cpus({"AWS_LAMBDA_FUNCTION_MEMORY_SIZE": memory}) == cpus
 

@@ -19,4 +19,10 @@ def worker(main: types.ModuleType) -> Worker:
 
 @pytest.mark.parametrize("path", sorted(CRASHES.iterdir()), ids=lambda path: path.name)
 def test_it_is_answered_now(worker: Worker, path: Path) -> None:
-    assert worker.run(path.name.partition("-")[0], path.read_bytes())[0] in (200, 400, 413, 415, 422)
+    assert worker.run(path.name.partition("-")[0], path.read_bytes())[0] in (
+        200,
+        400,
+        413,
+        415,
+        422,
+    )

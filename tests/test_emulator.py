@@ -51,11 +51,17 @@ def test_every_event_file_that_names_s3(
     take_vectors(cloud.s3)
     version = cloud.s3.put_object(Bucket=BUCKET, Key=KEY, Body=PHOTO)["VersionId"]
     event = (HERE / name).read_text().replace(VERSION, version)
-    check_answer_from_s3(name, worker.post(INVOKE, content=event).json(), encoder.encode(PHOTO), cloud.s3)
+    check_answer_from_s3(
+        name, worker.post(INVOKE, content=event).json(), encoder.encode(PHOTO), cloud.s3
+    )
 
 
-def test_lambdas_json_log_format_leaves_our_lines_as_they_are(model_dir: Path, tmp_path: Path) -> None:
-    """As the template sets it: one line a request, its metrics in it, none doubled and none wrapped."""
+def test_lambdas_json_log_format_leaves_our_lines_as_they_are(
+    model_dir: Path, tmp_path: Path
+) -> None:
+    """As the template sets it: one line a request, its metrics in it, none doubled and none
+    wrapped.
+    """
     log_format = {"AWS_LAMBDA_LOG_FORMAT": "JSON", "AWS_LAMBDA_LOG_LEVEL": "INFO"}
     log = tmp_path / "log"
     with emulator(model_dir, log, **log_format) as (client, _):
@@ -68,5 +74,7 @@ def test_lambdas_json_log_format_leaves_our_lines_as_they_are(model_dir: Path, t
     for line, status in ((good, 200), (bad, 422)):
         assert (line["level"], line["message"], line["status"]) == ("INFO", "request", status)
         assert line["_aws"]["CloudWatchMetrics"][0]["Namespace"] == "ClipImageEncoder"
-        assert "timestamp" not in line  # with one, Lambda's ApplicationLogLevel would go by the line's level
+        assert (
+            "timestamp" not in line
+        )  # with one, Lambda's ApplicationLogLevel would go by the line's level
     assert (raised["level"], raised["errorType"]) == ("ERROR", "NotAnImage")  # the runtime's own

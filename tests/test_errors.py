@@ -24,7 +24,7 @@ def test_codes_are_unique_and_statuses_fit() -> None:
     assert len({error.code for error in LEAVES}) == len(LEAVES)
     for error in LEAVES:
         request = issubclass(error, errors.RequestError)
-        assert error.status in ((400, 403, 404, 413, 415, 422) if request else (500, 503))
+        assert error.status in ((400, 403, 404, 408, 413, 415, 422) if request else (500, 503))
         assert error.retryable is not (request or error is errors.OutputRefused)
         assert error.__doc__
 

@@ -1,4 +1,6 @@
-"""The committed event files are what the generator writes, and each HTTP one carries the photograph."""
+"""The committed event files are what the generator writes, and each HTTP one carries the
+photograph.
+"""
 
 import base64
 import json
@@ -19,7 +21,9 @@ def test_a_file_equals_what_the_generator_writes(name: str) -> None:
     assert (generate.HERE / name).read_text() == generate.text(EVENTS[name])
 
 
-@pytest.mark.parametrize("name", [name for name in EVENTS if "body" in EVENTS[name] and "health" not in name])
+@pytest.mark.parametrize(
+    "name", [name for name in EVENTS if "body" in EVENTS[name] and "health" not in name]
+)
 def test_every_http_event_carries_the_same_photograph(name: str) -> None:
     event = EVENTS[name]
     body = base64.b64decode(event["body"]) if event["isBase64Encoded"] else event["body"].encode()

@@ -39,7 +39,14 @@ def vector(encoder: Encoder) -> list[float]:
 
 @pytest.mark.parametrize(
     "name",
-    ["rest_multipart", "rest_base64_json", "http_api_multipart", "http_api_raw", "function_url", "alb"],
+    [
+        "rest_multipart",
+        "rest_base64_json",
+        "http_api_multipart",
+        "http_api_raw",
+        "function_url",
+        "alb",
+    ],
 )
 def test_http_events(main: types.ModuleType, vector: list[float], name: str) -> None:
     response = main.handler(event(name), None)
@@ -80,7 +87,9 @@ def test_the_web_server(client: httpx.Client, vector: list[float]) -> None:
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
 
 
-def test_both_engines_through_the_same_path(engine: Engine, model: Model, vector: list[float]) -> None:
+def test_both_engines_through_the_same_path(
+    engine: Engine, model: Model, vector: list[float]
+) -> None:
     from handler.config import Config
 
     encoder = Encoder(engine, model, Config())
@@ -121,7 +130,10 @@ def test_health_and_warm_up(main: types.ModuleType) -> None:
         ({"images": ["aGk="] * 33}, "too_many_images: 33 images"),
         ({"requestContext": {"http": {}}}, "invalid_event: expected"),
         ({"requestContext": {"elb": {}}, "httpMethod": ["GET"]}, "invalid_event: expected"),
-        ({"requestContext": {}, "httpMethod": "GET"}, "invalid_event: an HTTP event, but malformed"),
+        (
+            {"requestContext": {}, "httpMethod": "GET"},
+            "invalid_event: an HTTP event, but malformed",
+        ),
     ],
 )
 def test_a_bad_direct_event_says_what_was_expected_and_never_what_came(

@@ -57,7 +57,9 @@ def download_server() -> Iterator[tuple[str, list[str]]]:
         thread.join()
 
 
-def test_a_download_is_verified_and_cached(download_server: tuple[str, list[str]], tmp_path: Path) -> None:
+def test_a_download_is_verified_and_cached(
+    download_server: tuple[str, list[str]], tmp_path: Path
+) -> None:
     base, hits = download_server
     digest = hashlib.sha256(CONTENT).hexdigest()
     path = checkpoint.fetch(f"{base}/ViT.pt", digest, tmp_path)
@@ -117,11 +119,17 @@ def test_it_never_overwrites_a_folder_that_holds_no_model(
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_no_checkpoint_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     torch.save({"a": torch.zeros(1)}, tmp_path / "state.pt")
-    assert export(["--checkpoint", str(tmp_path / "state.pt"), "--out", str(tmp_path / "model")]) == 1
+    assert (
+        export(["--checkpoint", str(tmp_path / "state.pt"), "--out", str(tmp_path / "model")]) == 1
+    )
     assert "not a TorchScript archive" in capsys.readouterr().err
-    assert export(["--checkpoint", str(tmp_path / "none.pt"), "--out", str(tmp_path / "model")]) == 1
+    assert (
+        export(["--checkpoint", str(tmp_path / "none.pt"), "--out", str(tmp_path / "model")]) == 1
+    )
     assert "no such file" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()
 
@@ -235,5 +243,10 @@ def test_a_new_export_replaces_the_old(
     one = dict(list(images.parity_images().items())[:1])
     monkeypatch.setattr(images, "parity_images", lambda: one)
     assert export(["--checkpoint", str(synthetic), "--out", str(out)]) == 0
-    assert {f.name for f in out.iterdir()} == {"model.json", "visual.onnx", "visual.onnx.data", "visual.pt"}
+    assert {f.name for f in out.iterdir()} == {
+        "model.json",
+        "visual.onnx",
+        "visual.onnx.data",
+        "visual.pt",
+    }
     assert json.loads((out / "model.json").read_text())["weights"] == "custom"

@@ -187,10 +187,10 @@ def test_a_read_only_file_system_without_shared_memory(
     """Everything is read-only, /tmp too (Lambda's is not), and /dev/shm takes nothing."""
     (tmp_path / "image").write_bytes(picture(1))
     script = "umount -l /dev/shm || true; mount -t tmpfs -o ro,size=4k none /dev/shm || exit 77\n"
+    script += 'for m in $(cut -d" " -f5 /proc/self/mountinfo); do mount -o remount,bind,ro "$m" 2>/dev/null; done\n'
     script += (
-        'for m in $(cut -d" " -f5 /proc/self/mountinfo); do mount -o remount,bind,ro "$m" 2>/dev/null; done\n'
+        '! touch /tmp/probe 2>/dev/null && ! touch /dev/shm/probe 2>/dev/null || exit 77\nexec "$@"'
     )
-    script += '! touch /tmp/probe 2>/dev/null && ! touch /dev/shm/probe 2>/dev/null || exit 77\nexec "$@"'
     code = f"import handler.main as main\n{ENCODE % [str(tmp_path / 'image')]}"
     run = subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, "sh", sys.executable, "-c", code],
@@ -201,7 +201,11 @@ def test_a_read_only_file_system_without_shared_memory(
         text=True,
         timeout=60,
     )
-    require("mounts", run.returncode not in (1, 77) or "main" in run.stderr, f"no mounts here: {run.stderr}")
+    require(
+        "mounts",
+        run.returncode not in (1, 77) or "main" in run.stderr,
+        f"no mounts here: {run.stderr}",
+    )
     assert run.returncode == 0, run.stderr
     (vector,) = json.loads(run.stdout.splitlines()[-1])
     np.testing.assert_array_equal(np.array(vector, np.float32), encoder.encode(picture(1)))
@@ -231,7 +235,9 @@ def test_a_huge_image_without_the_memory_for_it_costs_the_next_nothing(
     paths = [str(tmp_path / name) for name in ("small", "large", "large", "small")]
     run = _start(SHORT_OF_MEMORY % paths, CLIP_MODEL_DIR=str(model_dir), CLIP_MAX_PIXELS=str(2**30))
     assert run.returncode == 0, run.stderr
-    answers = [json.loads(line[7:]) for line in run.stdout.splitlines() if line.startswith("answer ")]
+    answers = [
+        json.loads(line[7:]) for line in run.stdout.splitlines() if line.startswith("answer ")
+    ]
     assert [status for status, _ in answers] == [200, 413, 413, 200]
     assert answers[1][1]["code"] == "too_many_pixels"
     assert answers[3][1] == answers[0][1]
@@ -239,7 +245,9 @@ def test_a_huge_image_without_the_memory_for_it_costs_the_next_nothing(
 
 
 def test_a_refused_image_is_forgotten_at_once(encoder: Encoder) -> None:
-    """Not when the garbage collector next comes by: until then each would hold its hundred megabytes."""
+    """Not when the garbage collector next comes by: until then each would hold its hundred
+    megabytes.
+    """
     data = bombs.encoded(Image.radial_gradient("L").convert("RGB").resize((2000, 1500)), "PNG")
     gc.collect()
     before = _images()

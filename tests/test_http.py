@@ -16,8 +16,8 @@ from handler.config import Config
 from handler.encoder import Encoder
 from handler.engines import Embeddings, Pixels
 from handler.engines.onnx_cpu import OnnxCpuEngine
+from handler.http.openapi import ENCODE_IMAGE, ENCODE_IMAGES
 from handler.model import Model
-from handler.openapi import ENCODE_IMAGE, ENCODE_IMAGES
 from tests.conftest import serve, with_settings
 
 JPEG = {"content-type": "image/jpeg"}
@@ -66,9 +66,12 @@ def test_float32_bytes_on_request(client: httpx.Client, photo: bytes, encoder: E
 
 
 @pytest.mark.parametrize(
-    "content_type", ["image/jpeg", "image/png", "IMAGE/JPEG", "image/jpeg; x=1", "application/octet-stream"]
+    "content_type",
+    ["image/jpeg", "image/png", "IMAGE/JPEG", "image/jpeg; x=1", "application/octet-stream"],
 )
-def test_a_raw_body(client: httpx.Client, photo: bytes, vector: list[float], content_type: str) -> None:
+def test_a_raw_body(
+    client: httpx.Client, photo: bytes, vector: list[float], content_type: str
+) -> None:
     # What it is called does not matter, what it is does.
     response = client.post("/encode_image", content=photo, headers={"content-type": content_type})
     assert response.json() == vector
@@ -117,7 +120,9 @@ def test_a_batch_of_only_bad_images_is_still_an_answer(client: httpx.Client) -> 
     assert [e["index"] for e in body["errors"]] == [0, 1]
 
 
-def test_a_batch_is_one_pass_through_the_engine(model: Model, config: Config, photo_base64: str) -> None:
+def test_a_batch_is_one_pass_through_the_engine(
+    model: Model, config: Config, photo_base64: str
+) -> None:
     sizes = []
 
     class Counting(OnnxCpuEngine):
@@ -212,7 +217,9 @@ def test_where_nothing_is_the_answer_says_what_exists(client: httpx.Client, path
     answer = client.get(path)
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
     documented = client.get("/openapi.json").json()["paths"]
-    operations = [f"{method.upper()} {path}" for path, methods in documented.items() for method in methods]
+    operations = [
+        f"{method.upper()} {path}" for path, methods in documented.items() for method in methods
+    ]
     assert answer.json()["detail"] == f"there is only {', '.join(operations)}, GET /docs"
 
 
@@ -229,9 +236,12 @@ def test_openapi_documents_every_way_in_with_examples_that_work(client: httpx.Cl
     paths = client.get("/openapi.json").json()["paths"]
     one = paths["/encode_image"]["post"]
     assert one["requestBody"] == ENCODE_IMAGE["requestBody"]
-    assert {"multipart/form-data", "application/json", "image/*", "application/octet-stream"} == set(
-        one["requestBody"]["content"]
-    )
+    assert {
+        "multipart/form-data",
+        "application/json",
+        "image/*",
+        "application/octet-stream",
+    } == set(one["requestBody"]["content"])
     assert {"200", "400", "413", "415", "422", "503"} <= one["responses"].keys()
     for example in one["requestBody"]["content"]["application/json"]["examples"].values():
         response = client.post("/encode_image", json=example["value"])
@@ -285,14 +295,19 @@ def test_a_fault_of_ours_is_logged_and_tells_the_caller_nothing(
     assert logged.exc_info
 
 
-# --- pages that call the service ---------------------------------------------------------------------------
+# --- pages that call the service ------------------------------------------------------------------
 
 SHOP = {"origin": "https://shop.example"}
-ASKS = {"access-control-request-method": "POST", "access-control-request-headers": "content-type,x-api-key"}
+ASKS = {
+    "access-control-request-method": "POST",
+    "access-control-request-headers": "content-type,x-api-key",
+}
 
 
 def test_a_page_of_an_allowed_origin_may_call_and_read(encoder: Encoder, photo: bytes) -> None:
-    with serve(with_settings(encoder, cors_origins=("https://shop.example", "https://b.example"))) as client:
+    with serve(
+        with_settings(encoder, cors_origins=("https://shop.example", "https://b.example"))
+    ) as client:
         leave = client.options("/encode_image", headers=SHOP | ASKS)
         answer = client.post("/encode_image", content=photo, headers=JPEG | SHOP)
     assert (leave.status_code, answer.status_code) == (200, 200)

@@ -22,8 +22,8 @@ from handler.errors import (
     TruncatedImage,
     UnsupportedFormat,
 )
-from handler.formats import jpeg_scans, sniff, webp_size
-from handler.image import decode, preprocess
+from handler.images.decode import decode, preprocess
+from handler.images.formats import jpeg_scans, sniff, webp_size
 
 CONFIG = Config()
 
@@ -32,7 +32,9 @@ def png(width: int, height: int, data: bytes = b"", color: int = 2) -> bytes:
     """A PNG that claims to be `width` x `height`."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        return (
+            struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+        )
 
     header = struct.pack(">IIBBBBB", width, height, 8, color, 0, 0, 0)
     idat = chunk(b"IDAT", zlib.compress(data))
@@ -108,7 +110,11 @@ def test_a_16_bit_tiff_of_floats_is_served_or_refused_but_never_a_fault() -> Non
 
 
 def test_a_webps_size_is_known_before_it_is_opened() -> None:
-    for options in ({"lossless": True}, {"quality": 50}, {"quality": 50, "exif": b"Exif\0\0" + b"x" * 20}):
+    for options in (
+        {"lossless": True},
+        {"quality": 50},
+        {"quality": 50, "exif": b"Exif\0\0" + b"x" * 20},
+    ):
         data = images.encoded(images.photograph("chelsea").crop((0, 0, 301, 77)), "WEBP", **options)
         assert webp_size(data) == (301, 77)
     liar = bytearray(data)

@@ -16,12 +16,14 @@ def _modules_after(code: str, **env: str) -> set[str]:
         "-c",
         f"{code}\nimport sys\nprint(*(name for name, module in sys.modules.items() if module))",
     ]
-    run = subprocess.run(command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        command, cwd=ROOT, env=os.environ | env, capture_output=True, text=True, check=True
+    )
     return set(run.stdout.splitlines()[-1].split())  # what comes before is the log
 
 
-# Every package that a cold start pays for, with its reason to be there. To add one is to decide that
-# it is worth its time: `python -X importtime -c "import handler.main"` says how much.
+# Every package that a cold start pays for, with its reason to be there. To add one is to decide
+# that it is worth its time: `python -X importtime -c "import handler.main"` says how much.
 PACKAGES = {
     "handler",
     *("numpy", "PIL", "onnxruntime"),  # the engine
@@ -30,8 +32,23 @@ PACKAGES = {
     *("opentelemetry", "typing_extensions"),  # FastAPI's own
 }
 # Parts of those, and of the standard library, that are slow to import and of no use here.
-FORBIDDEN = {"pydantic.v1", "numpy.testing", "numpy.f2py", "PIL.ImageShow", "multiprocessing", "unittest"}
-FORBIDDEN |= {"sqlite3", "xml.dom", "http.server", "pdb", "pydoc", "distutils", "fastapi.testclient"}
+FORBIDDEN = {
+    "pydantic.v1",
+    "numpy.testing",
+    "numpy.f2py",
+    "PIL.ImageShow",
+    "multiprocessing",
+    "unittest",
+}
+FORBIDDEN |= {
+    "sqlite3",
+    "xml.dom",
+    "http.server",
+    "pdb",
+    "pydoc",
+    "distutils",
+    "fastapi.testclient",
+}
 MODULES = 600
 """553 today, the standard library's included."""
 
@@ -67,13 +84,19 @@ def test_what_pages_need_is_imported_only_where_pages_may_call(model_dir: Path) 
 def test_only_the_entry_points_have_effects_at_import() -> None:
     """Every other module imports without a model on disk."""
     entries = ("main", "worker")
-    names = [f"handler.{path.stem}" for path in (ROOT / "handler").glob("*.py") if path.stem not in entries]
+    names = [
+        f"handler.{path.stem}"
+        for path in (ROOT / "handler").glob("*.py")
+        if path.stem not in entries
+    ]
     modules = _modules_after(f"import {', '.join(names)}", CLIP_MODEL_DIR="/nonexistent")
     assert set(names) - {"handler.__init__"} <= modules
 
 
 def test_onnx_runtime_sends_no_telemetry(model_dir: Path, tmp_path: Path) -> None:
-    """Its telemetry, on by default, would keep a device id and a queue of events in the home folder."""
+    """Its telemetry, on by default, would keep a device id and a queue of events in the home
+    folder.
+    """
     home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
     _modules_after("import handler.main", CLIP_MODEL_DIR=str(model_dir), **home)
     assert list(tmp_path.rglob("*")) == []

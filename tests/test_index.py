@@ -19,8 +19,9 @@ def test_it_prints_what_it_would_do(model_dir: Path, capsys: pytest.CaptureFixtu
         "--vector-bucket-name",
         "vectors",
     ]
-    assert "--index-name clip --data-type float32 --dimension 512 --distance-metric cosine" in " ".join(
-        shlex.split(index)
+    assert (
+        "--index-name clip --data-type float32 --dimension 512 --distance-metric cosine"
+        in " ".join(shlex.split(index))
     )
 
 
@@ -32,7 +33,11 @@ def test_it_makes_the_index_once(model_dir: Path, capsys: pytest.CaptureFixture[
         assert made.startswith("made  arn:")
         assert found.startswith("found  arn:")
         index = cloud.s3vectors.get_index(vectorBucketName="vectors", indexName="clip")["index"]
-        assert (index["dimension"], index["distanceMetric"], index["dataType"]) == (512, "cosine", "float32")
+        assert (index["dimension"], index["distanceMetric"], index["dataType"]) == (
+            512,
+            "cosine",
+            "float32",
+        )
 
         other = {"dataType": "float32", "dimension": 768, "distanceMetric": "cosine"}
         cloud.s3vectors.create_index(vectorBucketName="vectors", indexName="large", **other)

@@ -1,4 +1,6 @@
-"""int8: an export that its own gate lets through, an engine that says what it is, a gate that closes."""
+"""int8: an export that its own gate lets through, an engine that says what it is, a gate that
+closes.
+"""
 
 import copy
 import json
@@ -34,7 +36,10 @@ def test_model_json_holds_the_figures_of_both_gates(int8_dir: Path) -> None:
     assert 0.99 <= card["parity_int8"]["min_cosine"] < card["parity"]["min_cosine"]
     assert card["parity_int8"]["images"] == card["parity"]["images"] >= 24
     assert card["parity_int8"]["engines"] == ["onnx"]
-    assert card["files"]["visual.int8.onnx"]["bytes"] < card["files"]["visual.onnx.data"]["bytes"] / 1.9
+    assert (
+        card["files"]["visual.int8.onnx"]["bytes"]
+        < card["files"]["visual.onnx.data"]["bytes"] / 1.9
+    )
 
 
 def test_the_service_runs_it_when_asked_and_says_so(int8_dir: Path) -> None:
@@ -58,7 +63,10 @@ def test_torch_has_none() -> None:
 
 
 def test_the_gate_refuses_outliers_that_one_scale_cannot_hold(
-    reference: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    reference: Reference,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """As trained transformers have: one activation a hundred times the others takes all the steps."""
     spoiled = copy.deepcopy(reference)

@@ -13,7 +13,7 @@ from benchmarks.accuracy import MIN_COSINE, cosine, enlarged
 from export.images import encoded, parity_images, photograph
 from handler.config import Config
 from handler.engines import Engine
-from handler.image import decode, full_size, preprocess
+from handler.images.decode import decode, full_size, preprocess
 
 DRAFT = Config().jpeg_draft
 FULL = Config(jpeg_draft=0)
@@ -22,13 +22,18 @@ FULL = Config(jpeg_draft=0)
 @pytest.mark.parametrize(
     ("photo", "size"),
     [
-        ("camera", (2881, 2887)),  # neither side a multiple of the scale: picture ends inside a pixel
+        (
+            "camera",
+            (2881, 2887),
+        ),  # neither side a multiple of the scale: picture ends inside a pixel
         ("camera", (4000, 3000)),
         ("brick", (1441, 1441)),
         ("brick", (8000, 6000)),
     ],
 )
-def test_the_vector_stays_that_of_full_decoding(engine: Engine, photo: str, size: tuple[int, int]) -> None:
+def test_the_vector_stays_that_of_full_decoding(
+    engine: Engine, photo: str, size: tuple[int, int]
+) -> None:
     data = enlarged(photo, size)
     assert min(decode(data, Config()).size) < min(size) == min(full_size(decode(data, Config())))
     assert cosine(engine, data, DRAFT) >= MIN_COSINE

@@ -1,9 +1,11 @@
-"""Least privilege holds: what the batch function's role allows is what the function does, and no more.
+"""Least privilege holds: what the batch function's role allows is what the function does, and no
+more.
 
-The role is the stack's (tests/stack.py), its policies are moto's to judge, by the keys of who assumed the
-role: moto rejects what no statement allows. It judges S3's actions on buckets and keys. It does not judge
-SQS and S3 Vectors, whose resources it takes for ``*``, conditions, resource policies and KMS, nor that a
-missing object is 403 to who may not list; those parts
+The role is the stack's (tests/stack.py), its policies are moto's to judge, by the keys of who
+assumed the
+role: moto rejects what no statement allows. It judges S3's actions on buckets and keys. It does
+not judge SQS and S3 Vectors, whose resources it takes for ``*``, conditions, resource policies and
+KMS, nor that a missing object is 403 to who may not list; those parts
 of the role are compared with what they should say in tests/test_template.py.
 """
 
@@ -31,7 +33,9 @@ KEY, VECTORS = "shop/a.jpg", "vectors/0/a.npz"
 
 @pytest.fixture(scope="module")
 def deployed(photo: bytes) -> Iterator[SimpleNamespace]:
-    """The stack, and ``keys`` of its batch role, in a moto that judges; objects in two buckets of images."""
+    """The stack, and ``keys`` of its batch role, in a moto that judges; objects in two buckets of
+    images.
+    """
     with aws() as cloud:
         made = stack.create("clip", BatchBucket="photos")
         vectors = made.outputs["VectorsBucketName"]
@@ -52,7 +56,9 @@ def _assume(made: SimpleNamespace) -> dict[str, str]:
     iam, role = boto3.client("iam"), made.resources["BatchRole"]
     (name,) = iam.list_role_policies(RoleName=role)["PolicyNames"]
     # The same policy once more, as JSON: moto keeps what CloudFormation makes as Python writes it.
-    document = ast.literal_eval(iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"])
+    document = ast.literal_eval(
+        iam.get_role_policy(RoleName=role, PolicyName=name)["PolicyDocument"]
+    )
     iam.put_role_policy(RoleName=role, PolicyName=name, PolicyDocument=json.dumps(document))
     arn = iam.get_role(RoleName=role)["Role"]["Arn"]
     given = boto3.client("sts").assume_role(RoleArn=arn, RoleSessionName="function")["Credentials"]
@@ -66,7 +72,9 @@ def _assume(made: SimpleNamespace) -> dict[str, str]:
 def _judge(endpoint: str) -> None:
     """From now on moto asks who may do what."""
     plain = {"Content-Type": "text/plain"}
-    urllib.request.urlopen(urllib.request.Request(f"{endpoint}/moto-api/reset-auth", b"0", plain)).close()
+    urllib.request.urlopen(
+        urllib.request.Request(f"{endpoint}/moto-api/reset-auth", b"0", plain)
+    ).close()
 
 
 Call = Callable[[SimpleNamespace], Any]
@@ -74,7 +82,9 @@ ALLOWED: dict[str, Call] = {
     "read an image": lambda it: it.s3.get_object(Bucket="photos", Key=KEY),
     "look at an image again": lambda it: it.s3.head_object(Bucket="photos", Key=KEY),
     "list the images": lambda it: it.s3.list_objects_v2(Bucket="photos"),
-    "write vectors": lambda it: it.s3.put_object(Bucket=it.vectors, Key="vectors/0/b.npz", Body=b""),
+    "write vectors": lambda it: it.s3.put_object(
+        Bucket=it.vectors, Key="vectors/0/b.npz", Body=b""
+    ),
 }
 DENIED: dict[str, Call] = {
     "read another bucket": lambda it: it.s3.get_object(Bucket="secrets", Key=KEY),
@@ -85,12 +95,18 @@ DENIED: dict[str, Call] = {
     "change an image": lambda it: it.s3.put_object(Bucket="photos", Key=KEY, Body=b""),
     "remove an image": lambda it: it.s3.delete_object(Bucket="photos", Key=KEY),
     "write to another bucket": lambda it: it.s3.put_object(Bucket="secrets", Key=VECTORS, Body=b""),
-    "write a run's results": lambda it: it.s3.put_object(Bucket=it.vectors, Key="runs/1/x.json", Body=b""),
-    "write beside the vectors": lambda it: it.s3.put_object(Bucket=it.vectors, Key="vectors.npz", Body=b""),
+    "write a run's results": lambda it: it.s3.put_object(
+        Bucket=it.vectors, Key="runs/1/x.json", Body=b""
+    ),
+    "write beside the vectors": lambda it: it.s3.put_object(
+        Bucket=it.vectors, Key="vectors.npz", Body=b""
+    ),
     "read vectors": lambda it: it.s3.get_object(Bucket=it.vectors, Key=VECTORS),
     "remove vectors": lambda it: it.s3.delete_object(Bucket=it.vectors, Key=VECTORS),
     "remove the vectors' bucket": lambda it: it.s3.delete_bucket(Bucket=it.vectors),
-    "call another function": lambda it: boto3.client("lambda", **it.keys).invoke(FunctionName="clip"),
+    "call another function": lambda it: boto3.client("lambda", **it.keys).invoke(
+        FunctionName="clip"
+    ),
     "give itself more": lambda it: boto3.client("iam", **it.keys).list_roles(),
 }
 
@@ -113,12 +129,18 @@ def test_everything_else_is_denied(deployed: SimpleNamespace, what: str) -> None
 def test_the_function_works_with_those_rights(
     deployed: SimpleNamespace, model_dir: Path, tmp_path: Path
 ) -> None:
-    """A Map's batch and a queue's messages, of which one names an object in a bucket that is not ours."""
+    """A Map's batch and a queue's messages, of which one names an object in a bucket that is not
+    ours.
+    """
     function = deployed.template["Resources"]["BatchFunction"]["Properties"]
     settings = {name.upper(): value for name, value in deployed.keys.items()}
     settings |= {"CLIP_S3_BUCKETS": "photos", "CLIP_OUTPUT": f"s3://{deployed.vectors}/vectors"}
-    assert set(function["Environment"]["Variables"]) >= {name for name in settings if name.startswith("CLIP")}
-    with emulator(model_dir, tmp_path / "log", function["ImageConfig"]["Command"][0], **settings) as (
+    assert set(function["Environment"]["Variables"]) >= {
+        name for name in settings if name.startswith("CLIP")
+    }
+    with emulator(
+        model_dir, tmp_path / "log", function["ImageConfig"]["Command"][0], **settings
+    ) as (
         client,
         _,
     ):

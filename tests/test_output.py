@@ -13,11 +13,12 @@ import pytest
 
 from events.generate import RUN, in_s3, map_batch, s3_batch, s3_notification, sqs
 from export import images, index
-from handler import direct, output, s3
 from handler.encoder import Encoder
 from handler.errors import InvalidEvent, OutputRefused, OutputUnavailable
-from handler.output import Entry, location, run_file, vector_key
-from handler.s3 import Source
+from handler.events import direct, output
+from handler.events.output import Entry, location, run_file, vector_key
+from handler.images import s3
+from handler.images.s3 import Source
 from tests.answers import assert_same
 from tests.aws import UNWRITABLE, take_vectors
 from tests.conftest import with_settings
@@ -50,7 +51,7 @@ def stored(cloud: SimpleNamespace) -> dict[str, dict[str, Any]]:
     return {vector["key"]: vector for page in pages for vector in page["vectors"]}
 
 
-# --- objects ------------------------------------------------------------------------------------------
+# --- objects --------------------------------------------------------------------------------------
 
 
 def test_an_object_says_all_there_is_to_say_of_each_vector(
@@ -80,7 +81,11 @@ def test_a_repeat_overwrites_in_whichever_order_and_company_and_by_whichever_eng
     worker: Encoder, cloud: SimpleNamespace
 ) -> None:
     take_vectors(cloud.s3)
-    for event in (sqs(*map(in_s3, KEYS)), sqs(*map(in_s3, reversed(KEYS))), sqs(s3_notification(*KEYS[:2]))):
+    for event in (
+        sqs(*map(in_s3, KEYS)),
+        sqs(*map(in_s3, reversed(KEYS))),
+        sqs(s3_notification(*KEYS[:2])),
+    ):
         assert direct.invoke(event, None, worker) == {"batchItemFailures": []}
     direct.invoke(s3_batch("1.0", KEYS[0]), None, worker)
     direct.invoke({"Items": [in_s3(KEYS[1])]}, None, worker)  # a Map that names no run
@@ -89,7 +94,9 @@ def test_a_repeat_overwrites_in_whichever_order_and_company_and_by_whichever_eng
     assert set(written) == {location(Source("photos", key), worker) for key in KEYS}
 
 
-def test_a_batch_of_a_run_is_one_file_in_the_run_s_folder(worker: Encoder, cloud: SimpleNamespace) -> None:
+def test_a_batch_of_a_run_is_one_file_in_the_run_s_folder(
+    worker: Encoder, cloud: SimpleNamespace
+) -> None:
     take_vectors(cloud.s3)
     items = [in_s3(key) for key in KEYS]
     names = {direct.invoke(map_batch(*items), None, worker)["output"] for _ in range(3)}
@@ -115,7 +122,10 @@ def test_what_a_run_finds_gone_or_no_image_is_said_in_its_file(
         "source_denied",
     ]
     (file,) = take_vectors(cloud.s3).values()
-    assert file["removed"].tolist() == ["s3://photos/text", "s3://photos/missing"]  # not what is only denied
+    assert file["removed"].tolist() == [
+        "s3://photos/text",
+        "s3://photos/missing",
+    ]  # not what is only denied
     assert file["name"].tolist() == [f"s3://photos/{KEYS[0]}"]
     for times in (file["removed_at"], file["read_at"]):
         assert ((times >= before) & (times <= time.time())).all()
@@ -134,15 +144,22 @@ def test_names_differ_where_what_is_in_them_differs(worker: Encoder) -> None:
     changed = copy.copy(worker)
     changed.fingerprint = "another"
     encoders = (worker, changed)
-    names = [run_file(run, sources, encoder) for sources in lists for encoder in encoders for run in "12"]
-    names += [location(sources[0], encoder) for sources in lists if len(sources) == 1 for encoder in encoders]
+    names = [
+        run_file(run, sources, encoder) for sources in lists for encoder in encoders for run in "12"
+    ]
+    names += [
+        location(sources[0], encoder)
+        for sources in lists
+        if len(sources) == 1
+        for encoder in encoders
+    ]
     assert len(set(names)) == len(names)
     for form in ("s3://vectors", "s3://vectors/"):
         bare = location(a, with_settings(worker, output=form))
         assert bare == location(a, worker).replace("/run/", "/")
 
 
-# --- S3 Vectors ---------------------------------------------------------------------------------------
+# --- S3 Vectors -----------------------------------------------------------------------------------
 
 
 def test_vectors_in_an_index(worker: Encoder, cloud: SimpleNamespace, photo: bytes) -> None:
@@ -152,12 +169,23 @@ def test_vectors_in_an_index(worker: Encoder, cloud: SimpleNamespace, photo: byt
         event = sqs(*map(in_s3, KEYS), in_s3("missing"))
         assert len(direct.invoke(event, None, to_index)["batchItemFailures"]) == 1
     (result,) = direct.invoke(s3_batch("2.0", KEYS[0], version=version), None, to_index)["results"]
-    assert (result["resultCode"], result["resultString"]) == ("Succeeded", "s3vectors://vectors/clip")
+    assert (result["resultCode"], result["resultString"]) == (
+        "Succeeded",
+        "s3vectors://vectors/clip",
+    )
     found = stored(cloud)
-    assert set(found) == {*(f"s3://photos/{key}" for key in KEYS), f"{version}@s3://photos/{KEYS[0]}"}
+    assert set(found) == {
+        *(f"s3://photos/{key}" for key in KEYS),
+        f"{version}@s3://photos/{KEYS[0]}",
+    }
     vector = found[f"{version}@s3://photos/{KEYS[0]}"]
     assert_same(vector["data"]["float32"], worker.encode(photo), atol=0)
-    expected = {"bucket": "photos", "key": KEYS[0], "version_id": version, "fingerprint": worker.fingerprint}
+    expected = {
+        "bucket": "photos",
+        "key": KEYS[0],
+        "version_id": version,
+        "fingerprint": worker.fingerprint,
+    }
     assert vector["metadata"] == expected | {"etag": hashlib.md5(photo).hexdigest()}
     assert "version_id" not in found[f"s3://photos/{KEYS[1]}"]["metadata"]
 
@@ -189,11 +217,15 @@ def test_more_vectors_than_one_request_takes(worker: Encoder, cloud: SimpleNames
 def _entries(count: int) -> list[Entry]:
     vectors = np.random.default_rng(0).normal(size=(count, 512)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    return [Entry(Source("photos", f"many/{number}"), vector) for number, vector in enumerate(vectors)]
+    return [
+        Entry(Source("photos", f"many/{number}"), vector) for number, vector in enumerate(vectors)
+    ]
 
 
 @pytest.mark.parametrize("where", ["s3://vectors/run", "s3vectors://vectors/clip"])
-def test_a_vector_that_is_refused_fails_alone(worker: Encoder, cloud: SimpleNamespace, where: str) -> None:
+def test_a_vector_that_is_refused_fails_alone(
+    worker: Encoder, cloud: SimpleNamespace, where: str
+) -> None:
     take_vectors(cloud.s3)
     entries = _entries(11)
     for place in (4, 9):  # the stand-in denies to write what is named so
@@ -226,8 +258,12 @@ def test_a_refused_vector_is_each_engine_s_permanent_failure(
         with pytest.raises(OutputRefused):
             direct.invoke(s3_notification(KEYS[0], key), None, encoder)
     answer = direct.invoke(map_batch(in_s3(KEYS[0]), in_s3(key)), None, to_index)
-    assert (answer["written"], [error["code"] for error in answer["errors"]]) == (1, ["output_refused"])
-    # In a run's folder the batch is one file: where that is refused nothing is written, and the batch fails.
+    assert (answer["written"], [error["code"] for error in answer["errors"]]) == (
+        1,
+        ["output_refused"],
+    )
+    # In a run's folder the batch is one file: where that is refused nothing is written, and the
+    # batch fails.
     unwritable = map_batch(in_s3(KEYS[0]), in_s3(KEYS[1]), run=UNWRITABLE.rstrip("/"))
     for encoder, event in ((worker, unwritable), (to_index, map_batch(in_s3(key)))):
         with pytest.raises(OutputRefused, match="every vector of the batch"):
@@ -235,7 +271,9 @@ def test_a_refused_vector_is_each_engine_s_permanent_failure(
 
 
 @pytest.mark.parametrize("where", ["s3://vectors/run", "s3vectors://vectors/clip"])
-def test_a_vector_that_is_none_fails_alone(worker: Encoder, cloud: SimpleNamespace, where: str) -> None:
+def test_a_vector_that_is_none_fails_alone(
+    worker: Encoder, cloud: SimpleNamespace, where: str
+) -> None:
     take_vectors(cloud.s3)
     entries = _entries(5)
     for place, value in ((1, np.nan), (3, np.inf)):
@@ -257,7 +295,7 @@ def test_a_key_that_an_index_cannot_hold_is_hashed() -> None:
     assert {len(key) for key in hashed} == {len("sha256:") + 64}
 
 
-# --- an output that takes nothing ---------------------------------------------------------------------
+# --- an output that takes nothing -----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("where", BROKEN)
@@ -275,7 +313,9 @@ def test_an_output_that_fails_is_every_engine_s_to_try_again(
         assert "none-such" not in caught.value.detail
     assert f"{where} cannot be written" in caplog.text
     results = direct.invoke(s3_batch("1.0", KEYS[0], "denied/x"), None, broken)["results"]
-    assert [(result["resultCode"], result["resultString"].partition(":")[0]) for result in results] == [
+    assert [
+        (result["resultCode"], result["resultString"].partition(":")[0]) for result in results
+    ] == [
         ("TemporaryFailure", "output_unavailable"),
         ("PermanentFailure", "source_denied"),
     ]

@@ -16,7 +16,7 @@ from handler.config import Config
 from handler.engines import Engine, load_engine
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.engines.torch_clip import TorchClipEngine
-from handler.image import decode, preprocess
+from handler.images.decode import decode, preprocess
 from handler.model import Model, ModelError
 
 

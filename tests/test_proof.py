@@ -1,4 +1,6 @@
-"""A short proof, in which fewer die; ``make proof`` is the long one. And that it sees what is not right."""
+"""A short proof, in which fewer die; ``make proof`` is the long one. And that it sees what is not
+right.
+"""
 
 import dataclasses
 import random
@@ -7,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from handler.s3 import Source
+from handler.images.s3 import Source
 from tests import proof
 from tests.proof import GONE, Item, Proof, newest
 
@@ -18,7 +20,9 @@ REMOVED, SPOILED = Source("photos", "removed"), Source("photos", "spoiled")
 def test_hundreds_of_objects_through_every_engine(model_dir: Path, tmp_path: Path) -> None:
     result = proof.run(model_dir, tmp_path, 200, seed=(seed := random.randrange(2**32)))
     print(f"seed {seed}\n{result}")
-    assert not [wrong for wrong in result.wrong if "memory" not in wrong]  # too few requests to judge it
+    assert not [
+        wrong for wrong in result.wrong if "memory" not in wrong
+    ]  # too few requests to judge it
     assert {item.code for item in result.items} == {code for _, code in proof.BAD.values()} | {""}
 
 
@@ -53,13 +57,22 @@ def test_a_sound_run_is_found_sound(sound: Proof) -> None:
     ("change", "wrong"),
     [
         ({"vectors": [(str(RED), np.eye(2, 512)[0])]}, "v2@s3://photos/blue: 0 vectors"),
-        ({"vectors": [(str(s), np.eye(2, 512)[i]) for i, s in enumerate([RED, BLUE])] * 2}, "red: 2 vectors"),
+        (
+            {"vectors": [(str(s), np.eye(2, 512)[i]) for i, s in enumerate([RED, BLUE])] * 2},
+            "red: 2 vectors",
+        ),
         ({"vectors": [(str(s), np.eye(2, 512)[0]) for s in (RED, BLUE)]}, "blue: not its vector"),
         ({"named": []}, "text: 0 vectors, named as failed 0 times"),
         ({"named": [str(TEXT)] * 2}, "text: 0 vectors, named as failed 2 times"),
         ({"named": [str(TEXT)]}, "spoiled: 0 vectors, named as failed 0 times"),
-        ({"named": [str(TEXT), str(SPOILED), str(REMOVED)]}, "removed: 0 vectors, named as failed 1 times"),
-        ({"vectors": [(str(REMOVED), np.eye(2, 512)[0])]}, "removed: 1 vectors, named as failed 0 times"),
+        (
+            {"named": [str(TEXT), str(SPOILED), str(REMOVED)]},
+            "removed: 0 vectors, named as failed 1 times",
+        ),
+        (
+            {"vectors": [(str(REMOVED), np.eye(2, 512)[0])]},
+            "removed: 1 vectors, named as failed 0 times",
+        ),
         ({"named": [str(TEXT), str(RED)]}, "red: 1 vectors, named as failed 1 times"),
         ({"named": [str(TEXT), "s3://photos/other"]}, "other: nobody asked for it"),
         ({"codes": {str(TEXT): {"truncated_image"}}}, "text: not_an_image is not in the log"),
@@ -70,7 +83,9 @@ def test_what_is_not_right_is_found(sound: Proof, change: dict[str, object], wro
     assert wrong in str(dataclasses.replace(sound, wrong=[], **change))  # type: ignore[arg-type]
 
 
-def _file(*rows: tuple[str, float], removed: tuple[tuple[str, float], ...] = ()) -> dict[str, object]:
+def _file(
+    *rows: tuple[str, float], removed: tuple[tuple[str, float], ...] = ()
+) -> dict[str, object]:
     return {
         "name": [name for name, _ in rows],
         "read_at": [time for _, time in rows],

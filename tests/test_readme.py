@@ -17,11 +17,12 @@ import httpx
 import pytest
 
 from events.generate import PHOTO
-from handler import errors, output
+from handler import errors
 from handler.config import Config
 from handler.encoder import Embedding, Encoder
-from handler.output import Entry
-from handler.s3 import Source
+from handler.events import output
+from handler.events.output import Entry
+from handler.images.s3 import Source
 from tests import commands
 from tests.aws import aws
 from tests.conftest import ROOT, free_port, wait_for
@@ -56,11 +57,14 @@ Times = Mapping[str, float]
 
 @pytest.fixture
 def vectors(encoder: Encoder) -> Iterator[None]:
-    """An S3 as engines leave it: objects encoded twice, in files whose names are not in the order of time."""
+    """An S3 as engines leave it: objects encoded twice, in files whose names are not in the order
+    of time.
+    """
     ours, other = encoder.encode(PHOTO), -encoder.encode(PHOTO)
     folder = re.findall(r'"Prefix": "(vectors/.*/)"', README)[0]
     files = {
-        # A run read both, long ago; then the photograph was replaced and the other object was removed.
+        # A run read both, long ago; then the photograph was replaced and the other object was
+        # removed.
         "runs/2026-01-01T00:00:00Z_a/1.npz": _archive(
             encoder, {"photo.jpg": (1.0, other), "gone.jpg": (1.0, other)}
         ),
@@ -84,9 +88,12 @@ def _archive(
 ) -> bytes:
     """A file as the batch function writes it: key -> when it was read, and its vector."""
     entries = [
-        Entry(Source("shop-photos", key, read_at=when), vector) for key, (when, vector) in rows.items()
+        Entry(Source("shop-photos", key, read_at=when), vector)
+        for key, (when, vector) in rows.items()
     ]
-    entries += [Entry(Source("shop-photos", key, read_at=when), None) for key, when in removed.items()]
+    entries += [
+        Entry(Source("shop-photos", key, read_at=when), None) for key, when in removed.items()
+    ]
     return output.to_npz(entries, encoder)
 
 
@@ -100,7 +107,9 @@ def _masked(output: str) -> list[str | float]:
 @pytest.mark.parametrize(("command", "expected"), COMMANDS)
 def test_the_commands_print_what_the_readme_shows(port: int, command: str, expected: str) -> None:
     command = command.replace("localhost:3000", f"127.0.0.1:{port}")
-    run = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     actual, shown = _masked(run.stdout), _masked(expected)
     assert len(actual) == len(shown)
     for a, b in zip(actual, shown, strict=True):
@@ -141,10 +150,14 @@ def test_direct_invokes_name_the_alias() -> None:
 
 
 @pytest.mark.parametrize(("arguments", "host"), [([], "127.0.0.1"), (["HOST=0.0.0.0"], "0.0.0.0")])
-def test_make_run_listens_on_this_machine_alone_unless_told(arguments: list[str], host: str) -> None:
+def test_make_run_listens_on_this_machine_alone_unless_told(
+    arguments: list[str], host: str
+) -> None:
     command = ["make", "--dry-run", "run", *arguments]
     environment = os.environ | {"HOST": "what-some-shells-put-there"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
     assert re.findall(r"--host (\S+)", run.stdout) == [host]
 
 
@@ -164,7 +177,9 @@ def test_the_settings_table_is_the_configs() -> None:
 
 def test_every_error_code_is_listed_under_its_status() -> None:
     for error in LEAVES:
-        assert re.search(rf"^\| [\d, ]*{error.status}.*`{error.code}`", README, re.MULTILINE), error.code
+        assert re.search(rf"^\| [\d, ]*{error.status}.*`{error.code}`", README, re.MULTILINE), (
+            error.code
+        )
     assert errors.__doc__
 
 

@@ -1,4 +1,6 @@
-"""The README's aws and sam commands exist as written: services, options, JSON, parameters and outputs."""
+"""The README's aws and sam commands exist as written: services, options, JSON, parameters and
+outputs.
+"""
 
 import json
 import re
@@ -71,8 +73,12 @@ def test_every_parameter_of_the_template_is_in_the_table() -> None:
     shown: dict[str, str] = {}
     for row in re.findall(r"^\| `.*", table, re.MULTILINE):
         _, names, defaults, *_ = (cell.strip().replace("`", "") for cell in row.split("|"))
-        shown |= dict(zip(names.split(", "), defaults.split(", ") * len(names.split(", ")), strict=False))
-    assert shown == {name: str(settings["Default"]) for name, settings in TEMPLATE["Parameters"].items()}
+        shown |= dict(
+            zip(names.split(", "), defaults.split(", ") * len(names.split(", ")), strict=False)
+        )
+    assert shown == {
+        name: str(settings["Default"]) for name, settings in TEMPLATE["Parameters"].items()
+    }
 
 
 def test_the_sum_of_the_costs_is_their_sum() -> None:
@@ -90,7 +96,10 @@ def test_the_sum_of_the_costs_is_their_sum() -> None:
         ("aws sqs send-massage", "no send-massage"),
         ("aws sqs send-message --queue-urn u --message-body b", "no --queue-urn"),
         ("aws sqs send-message --queue-url u", "MessageBody"),
-        ("aws sqs send-message --queue-url u --message-body b --delay-seconds soon", "wants a number"),
+        (
+            "aws sqs send-message --queue-url u --message-body b --delay-seconds soon",
+            "wants a number",
+        ),
         ("aws s3api head-object --bucket b --key k extra", "takes one value"),
         ("aws s3api head-object stray --bucket b --key k", "belong to no option"),
         ("aws s3 mv a s3://b", "no such sub-command"),
@@ -137,7 +146,9 @@ def test_wrong_json_is_refused(notifications: str, complaint: str) -> None:
 )
 def test_a_wrong_parameter_is_refused(override: str, complaint: str) -> None:
     with pytest.raises(AssertionError, match=complaint):
-        commands.check_overrides(["sam", "deploy", "--parameter-overrides", override, "--save-params"])
+        commands.check_overrides(
+            ["sam", "deploy", "--parameter-overrides", override, "--save-params"]
+        )
 
 
 def test_an_undefined_variable_of_a_shell_block_is_noticed(

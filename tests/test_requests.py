@@ -11,7 +11,13 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from handler.errors import ClipError, MissingField, RequestError
-from handler.schemas import EncodeBatchRequest, EncodeRequest, decode_base64, multipart_parts, validate
+from handler.schemas import (
+    EncodeBatchRequest,
+    EncodeRequest,
+    decode_base64,
+    multipart_parts,
+    validate,
+)
 from tests.bombs import encoded, small
 from tests.fuzz.worker import Worker
 from tests.test_every_way_in import main
@@ -19,16 +25,25 @@ from tests.test_every_way_in import main
 __all__ = ["main"]  # the fixture
 
 IMAGE = base64.b64encode(encoded(small(), "PNG")).decode()
-relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+relaxed = settings(
+    deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+)
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
-strings = st.sampled_from([IMAGE, f"data:image/png;base64,{IMAGE}", IMAGE[:-30], "data:,", ""]) | st.text()
-values = st.recursive(scalars | strings, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+strings = (
+    st.sampled_from([IMAGE, f"data:image/png;base64,{IMAGE}", IMAGE[:-30], "data:,", ""])
+    | st.text()
+)
+values = st.recursive(
+    scalars | strings, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+)
 keys = st.sampled_from(["image", "s3", "images", "Items", "Records", "action", "detail-type"]) | (
     st.sampled_from(["requestContext", "httpMethod"]) | st.text()
 )
 events = st.dictionaries(keys, values | st.lists(strings, max_size=40)) | values
-contexts = st.dictionaries(st.sampled_from(["http", "elb", "requestId", "domainName", "stage"]), values)
+contexts = st.dictionaries(
+    st.sampled_from(["http", "elb", "requestId", "domainName", "stage"]), values
+)
 HTTP_KEYS = (
     *("httpMethod", "path", "headers", "multiValueHeaders", "queryStringParameters"),
     *("body", "isBase64Encoded", "version", "rawPath", "rawQueryString", "cookies"),
@@ -67,7 +82,10 @@ def test_any_text_as_base64(text: str) -> None:
         return
     payload = text.partition(",")[2] if text.startswith("data:") else text
     again, sent = base64.b64encode(data).decode().rstrip("="), "".join(payload.split()).rstrip("=")
-    assert (again[:-1], len(again)) == (sent[:-1], len(sent))  # the last holds bits that mean nothing
+    assert (again[:-1], len(again)) == (
+        sent[:-1],
+        len(sent),
+    )  # the last holds bits that mean nothing
 
 
 @relaxed
@@ -103,7 +121,9 @@ bodies = st.lists(pieces).map(b"".join)
 def _form(boundary: str, parts: list[tuple[str, bytes]]) -> bytes:
     body = b""
     for name, data in parts:
-        head = f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="x"\r\n\r\n'
+        head = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="x"\r\n\r\n'
+        )
         body += head.encode() + data + b"\r\n"
     return body + f"--{boundary}--\r\n".encode()
 
@@ -124,7 +144,9 @@ def test_multipart_round_trips(boundary: str, parts: list[tuple[str, bytes]]) ->
 
 
 headers = st.text(st.characters(max_codepoint=255, exclude_characters="\r\n\0"), max_size=400)
-MANY = b"".join(b'--b\r\nContent-Disposition: form-data; name="part %d"\r\n\r\n\r\n' % i for i in range(500))
+MANY = b"".join(
+    b'--b\r\nContent-Disposition: form-data; name="part %d"\r\n\r\n\r\n' % i for i in range(500)
+)
 content_types = headers | headers.map(lambda text: f"multipart/form-data; boundary={text}")
 
 

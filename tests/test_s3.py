@@ -16,10 +16,12 @@ import numpy as np
 import pytest
 
 from export import images
-from handler import direct, s3, telemetry
+from handler import telemetry
 from handler.encoder import Encoder
 from handler.errors import ClipError, SourceUnavailable
-from handler.s3 import AHEAD, Source
+from handler.events import direct
+from handler.images import s3
+from handler.images.s3 import AHEAD, Source
 from tests.answers import assert_same
 from tests.aws import aws
 from tests.conftest import ROOT, serve, with_settings
@@ -100,7 +102,13 @@ def test_in_a_batch_with_inline_images_each_keeps_its_place(
         "source_not_allowed",
         *["invalid_field"] * 2,
     ]
-    good = ["s3://photos/a.jpg", in_s3("b.png"), text, {"image": "s3://photos/b.png"}, {"image": text}]
+    good = [
+        "s3://photos/a.jpg",
+        in_s3("b.png"),
+        text,
+        {"image": "s3://photos/b.png"},
+        {"image": text},
+    ]
     event = {"images": [good[0], *bad, *good[1:]]}
     vectors = np.stack([here.encode(photo)] + [here.encode(other)] * 4)
     for answer in both(event, here, server):
@@ -158,10 +166,18 @@ def test_any_key_is_taken_as_it_is(
         ("denied/x", 403, "source_denied"),
         ("archived/x", 403, "source_denied"),
         ("undecryptable/x", 403, "source_denied"),
-        ("elsewhere/x", 403, "source_denied"),  # a refusal that is not understood is no proof of absence
+        (
+            "elsewhere/x",
+            403,
+            "source_denied",
+        ),  # a refusal that is not understood is no proof of absence
         ("huge/x", 413, "image_too_large"),  # by its head alone: no byte of it ever comes
         ("throttled/x", 503, "source_unavailable"),
-        ("expired/x", 503, "source_unavailable"),  # our credentials, which is no fault of the object's
+        (
+            "expired/x",
+            503,
+            "source_unavailable",
+        ),  # our credentials, which is no fault of the object's
         ("broken/x", 503, "source_unavailable"),
         ("cut/x", 503, "source_unavailable"),
         ("throttled-once/x", 200, ""),
@@ -215,7 +231,9 @@ def test_a_time_out_is_ours_and_passes(
 
 
 def test_the_longest_wait_for_s3_ends_before_the_function_s_own_time() -> None:
-    """29 s, after which API Gateway has given up; S3 silent at every attempt, and the pauses between."""
+    """29 s, after which API Gateway has given up; S3 silent at every attempt, and the pauses
+    between.
+    """
     assert s3.ATTEMPTS * (s3.CONNECT_TIMEOUT + s3.READ_TIMEOUT) + 1 + 2 < 29
 
 
@@ -256,7 +274,10 @@ def test_without_credentials(
         ({"image": "s3://photos.evil/x"}, "source_not_allowed"),
         ({"image": "s3://Photos/x"}, "source_not_allowed"),
         (in_s3("x", bucket="photos/../secret"), "source_not_allowed"),
-        (in_s3("x", bucket="arn:aws:s3:us-east-1:123456789012:accesspoint/photos"), "source_not_allowed"),
+        (
+            in_s3("x", bucket="arn:aws:s3:us-east-1:123456789012:accesspoint/photos"),
+            "source_not_allowed",
+        ),
     ],
 )
 def test_what_names_no_object_that_may_be_read(
@@ -266,7 +287,9 @@ def test_what_names_no_object_that_may_be_read(
         direct.invoke(event, None, here)
     assert caught.value.code == code
     body = json.dumps(event).encode()
-    response = server.post("/encode_image", content=body, headers={"content-type": "application/json"})
+    response = server.post(
+        "/encode_image", content=body, headers={"content-type": "application/json"}
+    )
     assert response.status_code == caught.value.status
     assert len(response.json()["detail"]) < 400
 
@@ -291,11 +314,15 @@ def test_boto3_is_imported_to_read_an_object_and_for_nothing_else(
     """So nothing at all is asked of AWS about a bucket that may not be read."""
     env = os.environ | {"CLIP_MODEL_DIR": str(here.config.model_dir), "CLIP_S3_BUCKETS": "photos"}
     script = SCRIPT.replace('""', '"SourceNotFound"')
-    done = subprocess.run([sys.executable, "-c", script], check=False, cwd=ROOT, env=env, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=False, cwd=ROOT, env=env, capture_output=True
+    )
     assert done.returncode == 0, done.stderr.decode()
 
 
-def test_downloads_run_side_by_side_and_while_images_are_encoded(here: Encoder, photo: bytes) -> None:
+def test_downloads_run_side_by_side_and_while_images_are_encoded(
+    here: Encoder, photo: bytes
+) -> None:
     sources = [Source("photos", str(number)) for number in range(3 * AHEAD)]
     with aws(delay=0.1) as far, telemetry.request("test", "1") as record:
         far.s3.create_bucket(Bucket="photos")
@@ -313,7 +340,9 @@ def test_downloads_run_side_by_side_and_while_images_are_encoded(here: Encoder, 
     assert record["s3_wait_ms"] / 1000 < 0.7 * seconds[1]  # about the first round only
 
 
-def test_no_more_is_read_ahead_than_stated(here: Encoder, cloud: SimpleNamespace, photo: bytes) -> None:
+def test_no_more_is_read_ahead_than_stated(
+    here: Encoder, cloud: SimpleNamespace, photo: bytes
+) -> None:
     put(cloud, "a.jpg", photo)
     asked = 0
 

@@ -1,4 +1,6 @@
-"""A plain server under load, as ``make run`` starts it: a process of its own and many clients at once."""
+"""A plain server under load, as ``make run`` starts it: a process of its own and many clients at
+once.
+"""
 
 import os
 import signal
@@ -39,7 +41,9 @@ class Server:
 
     def encode(self, data: bytes) -> httpx.Response:
         """By a client and a connection of its own."""
-        return httpx.post(f"{self.url}/encode_image", content=data, headers=JPEG, timeout=60, trust_env=False)
+        return httpx.post(
+            f"{self.url}/encode_image", content=data, headers=JPEG, timeout=60, trust_env=False
+        )
 
     def health(self) -> httpx.Response:
         return httpx.get(f"{self.url}/health", timeout=60, trust_env=False)
@@ -48,7 +52,15 @@ class Server:
 @contextmanager
 def server(model_dir: Path, folder: Path, **settings: str) -> Iterator[Server]:
     port, log = free_port(), folder / "log"
-    command = [sys.executable, "-m", "uvicorn", "handler.main:app", "--no-access-log", "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "handler.main:app",
+        "--no-access-log",
+        "--port",
+        str(port),
+    ]
     environment = os.environ | {"CLIP_MODEL_DIR": str(model_dir)} | settings
     with log.open("wb") as output:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output)
@@ -70,7 +82,9 @@ def is_of(answer: httpx.Response, vector: Embedding) -> bool:
     return answer.status_code == 200 and np.array_equal(np.array(answer.json(), np.float32), vector)
 
 
-def test_32_clients_at_once_get_each_its_own(model_dir: Path, tmp_path: Path, encoder: Encoder) -> None:
+def test_32_clients_at_once_get_each_its_own(
+    model_dir: Path, tmp_path: Path, encoder: Encoder
+) -> None:
     pictures = [picture(number) for number in range(32)]
     vectors = [encoder.encode(data) for data in pictures]
     assert len({vector.tobytes() for vector in vectors}) == 32
@@ -90,7 +104,9 @@ def test_32_clients_at_once_get_each_its_own(model_dir: Path, tmp_path: Path, en
             waits.append(time.perf_counter() - start)
             time.sleep(0.02)
         assert all(all(future.result()) for future in running)
-        print(f"health: {len(waits)} answers, median {median(waits):.3f} s, longest {max(waits):.3f} s")
+        print(
+            f"health: {len(waits)} answers, median {median(waits):.3f} s, longest {max(waits):.3f} s"
+        )
         # A health check behind the encodes would wait for all 128 of them, several seconds.
         assert len(waits) > 5
         assert median(waits) < 0.2
@@ -101,7 +117,10 @@ def test_overload_is_shed_and_what_is_taken_is_served(
 ) -> None:
     data = picture(1, (2000, 1500))
     vector = encoder.encode(data)
-    with server(model_dir, tmp_path, CLIP_MAX_PENDING="4") as service, ThreadPoolExecutor(24) as clients:
+    with (
+        server(model_dir, tmp_path, CLIP_MAX_PENDING="4") as service,
+        ThreadPoolExecutor(24) as clients,
+    ):
         answers = list(clients.map(service.encode, [data] * 48))
         served = [answer for answer in answers if answer.status_code == 200]
         shed = [answer for answer in answers if answer.status_code == 503]
@@ -133,7 +152,9 @@ def test_clients_that_leave_harm_nobody(model_dir: Path, tmp_path: Path, encoder
                 _begin(service, len(data), data[:length]).close()
                 time.sleep(0.02)
             deadline = time.monotonic() + 20
-            while (answer := service.encode(data)).status_code == 503 and time.monotonic() < deadline:
+            while (
+                answer := service.encode(data)
+            ).status_code == 503 and time.monotonic() < deadline:
                 time.sleep(0.1)
             assert is_of(answer, vector)
         assert '"level": "ERROR"' not in service.log
@@ -165,7 +186,9 @@ def test_large_bodies_in_memory_are_bounded_together(model_dir: Path, tmp_path: 
 
 
 def test_a_stop_finishes_what_it_began(model_dir: Path, tmp_path: Path, encoder: Encoder) -> None:
-    data = encoded(Image.radial_gradient("L").resize((5000, 4000)).convert("RGB"), "PNG", compress_level=1)
+    data = encoded(
+        Image.radial_gradient("L").resize((5000, 4000)).convert("RGB"), "PNG", compress_level=1
+    )
     vector = encoder.encode(data)
     with server(model_dir, tmp_path) as service, ThreadPoolExecutor(6) as clients:
         running = [clients.submit(service.encode, data) for _ in range(6)]

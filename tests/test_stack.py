@@ -1,8 +1,8 @@
 """The stack is created: what SAM makes of the template, made by moto's CloudFormation.
 
-moto resolves every Ref, GetAtt, Sub, condition and parameter, and makes the resources whose types it
-knows; the others are in `tests.stack.NOT_MADE`. It reads few of their properties, and none of the
-template's Rules and AllowedPatterns.
+moto resolves every Ref, GetAtt, Sub, condition and parameter, and makes the resources whose types
+it knows; the others are in `tests.stack.NOT_MADE`. It reads few of their properties, and none of
+the template's Rules and AllowedPatterns.
 """
 
 import re
@@ -43,7 +43,9 @@ OTHERS: dict[str, dict[str, str]] = {
     "FollowBucket": BATCHES | {"FollowBucket": "true"},
     "InventoryLocation": BATCHES | {"InventoryLocation": "reports/photos"},
 }
-"""By parameter: a value that is not its default, and the parameters without which it would change nothing."""
+"""By parameter: a value that is not its default, and the parameters without which it would change
+nothing.
+"""
 
 
 def _create(name: str, **parameters: str) -> Any:
@@ -82,7 +84,9 @@ def test_with_each_parameters_other_value(cloud: SimpleNamespace, parameter: str
 
 
 def test_no_more_is_left_out_than_must_be() -> None:
-    unknown = {kind for kind, why in stack.NOT_MADE.items() if why.startswith("moto does not know it")}
+    unknown = {
+        kind for kind, why in stack.NOT_MADE.items() if why.startswith("moto does not know it")
+    }
     assert {kind for kind in stack.NOT_MADE if resource_class_from_type(kind) is None} == unknown
     assert stack.NOT_MADE.keys() - unknown == {"AWS::ApiGateway::Deployment"}
     types = {resource["Type"] for resource in stack.transformed()["Resources"].values()}

@@ -40,7 +40,8 @@ def _definition(stack: Stack) -> Any:
 
 
 def _lint_definition(definition: Any) -> list[str]:
-    # In a template of its own: with SAM's transform cfn-lint leaves a definition that is text alone.
+    # In a template of its own: with SAM's transform cfn-lint leaves a definition that is text
+    # alone.
     role = "arn:aws:iam::123456789012:role/clip"
     properties = {"RoleArn": role, "DefinitionString": json.dumps(definition)}
     machine = {"Type": "AWS::StepFunctions::StateMachine", "Properties": properties}
@@ -49,11 +50,13 @@ def _lint_definition(definition: Any) -> list[str]:
 
 def _waits(retry: Any) -> list[float]:
     """The longest that each further attempt waits, in seconds."""
-    longest = [retry["IntervalSeconds"] * retry["BackoffRate"] ** n for n in range(retry["MaxAttempts"])]
+    longest = [
+        retry["IntervalSeconds"] * retry["BackoffRate"] ** n for n in range(retry["MaxAttempts"])
+    ]
     return [min(seconds, retry["MaxDelaySeconds"]) for seconds in longest]
 
 
-# --- its definition ----------------------------------------------------------------------------------
+# --- its definition -------------------------------------------------------------------------------
 
 
 def test_the_definition_is_valid(stack: Stack) -> None:
@@ -61,7 +64,10 @@ def test_the_definition_is_valid(stack: Stack) -> None:
     assert _lint_definition(definition) == []
     encode = definition["States"]["Encode"]
     assert encode["MaxConcurrency"] == 50  # a number
-    assert encode["ItemProcessor"]["ProcessorConfig"] == {"Mode": "DISTRIBUTED", "ExecutionType": "EXPRESS"}
+    assert encode["ItemProcessor"]["ProcessorConfig"] == {
+        "Mode": "DISTRIBUTED",
+        "ExecutionType": "EXPRESS",
+    }
     assert encode["ResultWriter"]["Parameters"] == {"Bucket": "vectorsbucket", "Prefix": "runs"}
     encode["ItemProcessor"]["States"]["EncodeBatch"]["Retries"] = []
     assert _lint_definition(definition) == ["E3601"]
@@ -72,7 +78,9 @@ def test_a_failure_is_tried_again_if_and_only_if_it_may_pass(stack: Stack) -> No
     faults, waking = task["Retry"]
     tried_again = set(faults["ErrorEquals"])
     assert {kind.__name__ for kind in _kinds(errors.ClipError) if kind.retryable} <= tried_again
-    assert not {kind.__name__ for kind in _kinds(errors.ClipError) if not kind.retryable} & tried_again
+    assert (
+        not {kind.__name__ for kind in _kinds(errors.ClipError) if not kind.retryable} & tried_again
+    )
     assert not {"States.ALL", "States.TaskFailed"} & (tried_again | set(waking["ErrorEquals"]))
     # An Express execution's five minutes hold both, and an invocation that times out.
     timeout = stack.properties("BatchFunction")["Timeout"]
@@ -109,18 +117,22 @@ def test_a_run_cannot_last_for_ever_and_its_failures_are_logged(stack: Stack) ->
 
 
 def test_a_failed_run_raises_an_alarm() -> None:
-    alarm = Stack(**INDEX, AlarmTopicArn="arn:aws:sns:here:123456789012:ops").properties("StateMachineAlarm")
+    alarm = Stack(**INDEX, AlarmTopicArn="arn:aws:sns:here:123456789012:ops").properties(
+        "StateMachineAlarm"
+    )
     expression, *metrics = alarm["Metrics"]
     summed = {metric["MetricStat"]["Metric"]["MetricName"]: metric["Id"] for metric in metrics}
     assert set(summed) == {"ExecutionsFailed", "ExecutionsTimedOut"}
     for metric in metrics:
         (dimension,) = metric["MetricStat"]["Metric"]["Dimensions"]
         assert dimension == {"Name": "StateMachineArn", "Value": "statemachine"}
-        assert f"FILL({metric['Id']}, 0)" in expression["Expression"]  # else one without data hides the other
+        assert (
+            f"FILL({metric['Id']}, 0)" in expression["Expression"]
+        )  # else one without data hides the other
     assert alarm["AlarmActions"] == ["arn:aws:sns:here:123456789012:ops"]
 
 
-# --- what it may do ------------------------------------------------------------------------------------
+# --- what it may do -------------------------------------------------------------------------------
 
 
 def test_its_role(stack: Stack) -> None:
@@ -140,7 +152,12 @@ def test_its_role(stack: Stack) -> None:
 
 
 LOG_DELIVERY = ["CreateLogDelivery", "GetLogDelivery", "UpdateLogDelivery", "DeleteLogDelivery"]
-LOG_DELIVERY += ["ListLogDeliveries", "PutResourcePolicy", "DescribeResourcePolicies", "DescribeLogGroups"]
+LOG_DELIVERY += [
+    "ListLogDeliveries",
+    "PutResourcePolicy",
+    "DescribeResourcePolicies",
+    "DescribeLogGroups",
+]
 
 
 def _allowed(stack: Stack) -> dict[str, set[str]]:
@@ -154,7 +171,7 @@ def _allowed(stack: Stack) -> dict[str, set[str]]:
     return allowed
 
 
-# --- its runs --------------------------------------------------------------------------------------------
+# --- its runs -------------------------------------------------------------------------------------
 
 KEYS = [f"shop/ä b+{n:03}.jpg" for n in range(250)]
 LOST, OTHERS = KEYS[:100], KEYS[100:]
@@ -163,24 +180,35 @@ BAD = {KEYS[110]: b"no image", KEYS[249]: pictures()[0][:-2000]}
 
 
 @pytest.fixture(scope="module")
-def deployed(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SimpleNamespace]:
-    """The stack, its function and a bucket of 250 objects and one; ``how`` the function is to be called."""
+def deployed(
+    model_dir: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SimpleNamespace]:
+    """The stack, its function and a bucket of 250 objects and one; ``how`` the function is to be
+    called.
+    """
     with aws() as cloud:
         made = stacks.create("clip", BatchBucket="photos")
         cloud.s3.create_bucket(Bucket="photos")
         images = pictures()
         for n, key in enumerate([*KEYS, "elsewhere/0.jpg"]):
-            cloud.s3.put_object(Bucket="photos", Key=key, Body=BAD.get(key, images[n % len(images)]))
+            cloud.s3.put_object(
+                Bucket="photos", Key=key, Body=BAD.get(key, images[n % len(images)])
+            )
         function = made.template["Resources"]["BatchFunction"]["Properties"]
         name = made.resources["BatchFunction"]
-        variables = boto3.client("lambda").get_function_configuration(FunctionName=name)["Environment"][
-            "Variables"
-        ]
-        log, command = tmp_path_factory.mktemp("function") / "log", function["ImageConfig"]["Command"][0]
+        variables = boto3.client("lambda").get_function_configuration(FunctionName=name)[
+            "Environment"
+        ]["Variables"]
+        log, command = (
+            tmp_path_factory.mktemp("function") / "log",
+            function["ImageConfig"]["Command"][0],
+        )
         with emulator(model_dir, log, command, **variables) as (client, _):
             how = {"url": f"{client.base_url}{INVOKE}"}
             machine = _executable(made.outputs["StateMachineArn"])
-            yield SimpleNamespace(cloud=cloud, how=how, function=name, machine=machine, outputs=made.outputs)
+            yield SimpleNamespace(
+                cloud=cloud, how=how, function=name, machine=machine, outputs=made.outputs
+            )
 
 
 def _executable(machine: str) -> str:
@@ -198,11 +226,17 @@ def _executable(machine: str) -> str:
 def _run(deployed: SimpleNamespace, event: dict[str, str], **faults: str) -> Any:
     """Start the machine and see it end; `faults` are those of tests/stepfunctions.py."""
     how = json.dumps(deployed.how | faults)
-    boto3.client("lambda").update_function_configuration(FunctionName=deployed.function, Description=how)
+    boto3.client("lambda").update_function_configuration(
+        FunctionName=deployed.function, Description=how
+    )
     client = boto3.client("stepfunctions")
     name = f"run-{uuid.uuid4()}"
-    arn = client.start_execution(stateMachineArn=deployed.machine, name=name, input=json.dumps(event))
-    while (ended := client.describe_execution(executionArn=arn["executionArn"]))["status"] == "RUNNING":
+    arn = client.start_execution(
+        stateMachineArn=deployed.machine, name=name, input=json.dumps(event)
+    )
+    while (ended := client.describe_execution(executionArn=arn["executionArn"]))[
+        "status"
+    ] == "RUNNING":
         time.sleep(0.1)
     return ended
 
@@ -214,14 +248,18 @@ def _results(s3: Any, bucket: str, manifest: str) -> dict[str, list[Any]]:
         return json.loads(s3.get_object(Bucket=bucket, Key=key)["Body"].read())
 
     files = read(manifest)["ResultFiles"].items()
-    return {status: [result for file in some for result in read(file["Key"])] for status, some in files}
+    return {
+        status: [result for file in some for result in read(file["Key"])] for status, some in files
+    }
 
 
 def _take_vectors(s3: Any, bucket: str) -> Counter[str]:
     """How often each key has a vector, in all files; then they are gone."""
     keys: Counter[str] = Counter()
     for item in s3.list_objects_v2(Bucket=bucket, Prefix="vectors/")["Contents"]:
-        with np.load(io.BytesIO(s3.get_object(Bucket=bucket, Key=item["Key"])["Body"].read())) as file:
+        with np.load(
+            io.BytesIO(s3.get_object(Bucket=bucket, Key=item["Key"])["Body"].read())
+        ) as file:
             assert file["embedding"].shape == (len(file["key"]), 512)
             keys.update(file["key"].tolist())
         s3.delete_object(Bucket=bucket, Key=item["Key"])

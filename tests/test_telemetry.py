@@ -66,21 +66,31 @@ def test_an_http_event(main: types.ModuleType, lines: Any) -> None:
         ("scheduled_warmup", "scheduled"),
     ],
 )
-def test_the_kind_of_event_is_named(main: types.ModuleType, lines: Any, name: str, kind: str) -> None:
+def test_the_kind_of_event_is_named(
+    main: types.ModuleType, lines: Any, name: str, kind: str
+) -> None:
     main.handler(event(name), Context())
     (line,) = lines()
     assert (line["event"], line["status"]) == (kind, 200)
 
 
-def test_a_bad_event_is_logged_with_its_code_and_none_of_its_data(main: types.ModuleType, lines: Any) -> None:
+def test_a_bad_event_is_logged_with_its_code_and_none_of_its_data(
+    main: types.ModuleType, lines: Any
+) -> None:
     with pytest.raises(ClipError):
         main.handler({"image": "c2VjcmV0"}, Context())
     (line,) = lines()
-    assert (line["status"], line["code"], line["request_id"]) == (422, "not_an_image", "invocation-1")
+    assert (line["status"], line["code"], line["request_id"]) == (
+        422,
+        "not_an_image",
+        "invocation-1",
+    )
     assert "c2VjcmV0" not in json.dumps(line)
 
 
-def test_metrics_on_lambda_only(main: types.ModuleType, lines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_on_lambda_only(
+    main: types.ModuleType, lines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     main.handler(event("direct_health"), Context())
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "clip")
     main.handler(event("direct_health"), Context())
@@ -109,7 +119,9 @@ def test_only_the_first_request_is_cold(monkeypatch: pytest.MonkeyPatch, lines: 
     assert [line["cold"] for line in lines()] == [True, False]
 
 
-def test_a_jump_of_the_clock_changes_no_latency(monkeypatch: pytest.MonkeyPatch, lines: Any) -> None:
+def test_a_jump_of_the_clock_changes_no_latency(
+    monkeypatch: pytest.MonkeyPatch, lines: Any
+) -> None:
     with telemetry.request("direct", "1"):
         monkeypatch.setattr("time.time", lambda: 0.0)
     assert 0 <= lines()[0]["latency_ms"] < 1000
@@ -125,6 +137,9 @@ def test_the_callers_request_id_is_echoed_unless_it_is_none(client: httpx.Client
     headers = {"x-request-id": "order-1/a"}
     assert client.get("/health", headers=headers).headers["x-request-id"] == "order-1/a"
     # On the same connection, whose context the server hands on from one request to the next.
-    assert client.get("/health", headers={"x-request-id": "order-2"}).headers["x-request-id"] == "order-2"
+    assert (
+        client.get("/health", headers={"x-request-id": "order-2"}).headers["x-request-id"]
+        == "order-2"
+    )
     made = client.get("/health", headers={"x-request-id": "a b\t{}"}).headers["x-request-id"]
     assert len(made) == 36

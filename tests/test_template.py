@@ -1,4 +1,6 @@
-"""The template: what a deployment makes, what its roles may do, and what its engines hand to the function."""
+"""The template: what a deployment makes, what its roles may do, and what its engines hand to the
+function.
+"""
 
 import json
 import re
@@ -25,7 +27,9 @@ class Stack:
     """
 
     def __init__(self, **parameters: str) -> None:
-        defaults = {name: str(settings.get("Default")) for name, settings in TEMPLATE["Parameters"].items()}
+        defaults = {
+            name: str(settings.get("Default")) for name, settings in TEMPLATE["Parameters"].items()
+        }
         self.values: dict[str, Any] = PSEUDO | defaults | parameters
         for name, settings in TEMPLATE["Parameters"].items():
             if settings["Type"] == "CommaDelimitedList":
@@ -50,7 +54,11 @@ class Stack:
             case {"Fn::If": [name, yes, no]}:
                 return self.resolve(yes if self.holds({"Condition": name}) else no)
             case {"Fn::Sub": value}:
-                return self._substitute(*value) if isinstance(value, list) else self._substitute(value, {})
+                return (
+                    self._substitute(*value)
+                    if isinstance(value, list)
+                    else self._substitute(value, {})
+                )
             case {"Fn::Join": [separator, items]}:
                 return separator.join(self.resolve(items))
             case {"Fn::Split": [separator, text]}:
@@ -97,15 +105,50 @@ class Stack:
         raise AssertionError(condition)
 
 
-SERVICE = {"Function", "LogGroup", "Role", "Api", "ApiMayInvoke", "ApiKey", "UsagePlan", "UsagePlanKey"}
+SERVICE = {
+    "Function",
+    "LogGroup",
+    "Role",
+    "Api",
+    "ApiMayInvoke",
+    "ApiKey",
+    "UsagePlan",
+    "UsagePlanKey",
+}
 SERVICE |= {"FaultAlarm", "ErrorAlarm", "ThrottleAlarm"}
-BATCHES = {"BatchFunction", "BatchLogGroup", "BatchRole", "VectorsBucket", "Queue", "DeadLetterQueue"}
-BATCHES |= {"QueuePolicy", "QueueMapping", "S3MayInvoke", "DeadLetterAlarm", "S3BatchRole", "StateMachine"}
+BATCHES = {
+    "BatchFunction",
+    "BatchLogGroup",
+    "BatchRole",
+    "VectorsBucket",
+    "Queue",
+    "DeadLetterQueue",
+}
+BATCHES |= {
+    "QueuePolicy",
+    "QueueMapping",
+    "S3MayInvoke",
+    "DeadLetterAlarm",
+    "S3BatchRole",
+    "StateMachine",
+}
 BATCHES |= {"StateMachineRole", "StateMachineLogGroup", "StateMachineAlarm", "FailureQueue"}
 BATCHES |= {"DeadLetterQueuePolicy", "FailureQueuePolicy"}
-BATCHES |= {"VectorsBucketPolicy", "FailureAlarm", "BacklogAlarm", "BatchErrorAlarm", "BatchThrottleAlarm"}
+BATCHES |= {
+    "VectorsBucketPolicy",
+    "FailureAlarm",
+    "BacklogAlarm",
+    "BatchErrorAlarm",
+    "BatchThrottleAlarm",
+}
 OUTPUTS = {"BatchFunctionArn", "BatchRoleArn", "QueueUrl", "QueueArn", "DeadLetterQueueUrl"}
-OUTPUTS |= {"DeadLetterQueueArn", "FailureQueueUrl", "StateMachineArn", "S3BatchRoleArn", "VectorsBucketName"}
+OUTPUTS |= {
+    "DeadLetterQueueArn",
+    "FailureQueueUrl",
+    "StateMachineArn",
+    "S3BatchRoleArn",
+    "VectorsBucketName",
+}
 KEPT = {"VectorsBucket", "VectorsBucketPolicy", "Queue", "DeadLetterQueue", "FailureQueue"}
 KEPT |= {"QueuePolicy", "DeadLetterQueuePolicy", "FailureQueuePolicy"}
 # Each makes one resource of its own.
@@ -123,7 +166,7 @@ def stack(request: pytest.FixtureRequest) -> Stack:
     return Stack(**request.param)
 
 
-# --- what is made -----------------------------------------------------------------------------------
+# --- what is made ---------------------------------------------------------------------------------
 
 
 def test_by_default_nothing_of_the_batch_engines_is_made() -> None:
@@ -165,7 +208,11 @@ def test_cfn_lint_finds_nothing_with_the_batch_engines_on_or_off() -> None:
             ["", "shop/clip", "a.b/c-d"],
             ["shop", "shop/", "/clip", "shop/clip/x", "s3vectors://a/b"],
         ),
-        ("ImageBuckets", ["", "photos", "my.photos-2"], ["Photos", "photos/", "*", "photos/*"]),  # each item
+        (
+            "ImageBuckets",
+            ["", "photos", "my.photos-2"],
+            ["Photos", "photos/", "*", "photos/*"],
+        ),  # each item
         (
             "CorsOrigins",
             ["", "*", "https://shop.example", "http://localhost:5173,https://shop.example"],
@@ -179,7 +226,14 @@ def test_cfn_lint_finds_nothing_with_the_batch_engines_on_or_off() -> None:
         (
             "InventoryLocation",
             ["", "reports/", "reports/photos/daily"],
-            ["reports", "/photos", "reports/*", "s3://reports/photos", "reports/a?", "reports/${aws:userid}"],
+            [
+                "reports",
+                "/photos",
+                "reports/*",
+                "s3://reports/photos",
+                "reports/a?",
+                "reports/${aws:userid}",
+            ],
         ),
         (
             "WebAclArn",
@@ -188,7 +242,9 @@ def test_cfn_lint_finds_nothing_with_the_batch_engines_on_or_off() -> None:
         ),
     ],
 )
-def test_parameters_that_cannot_work_are_refused(parameter: str, good: list[str], bad: list[str]) -> None:
+def test_parameters_that_cannot_work_are_refused(
+    parameter: str, good: list[str], bad: list[str]
+) -> None:
     pattern = TEMPLATE["Parameters"][parameter]["AllowedPattern"]
     assert [text for text in good + bad if re.fullmatch(pattern, text)] == good
 
@@ -212,7 +268,7 @@ def test_parameters_that_contradict_each_other_are_refused() -> None:
     }
 
 
-# --- the API ------------------------------------------------------------------------------------------
+# --- the API --------------------------------------------------------------------------------------
 
 ORIGINS = "https://shop.example,https://b.example"
 
@@ -236,13 +292,16 @@ def test_every_path_leads_to_the_function_under_the_same_security() -> None:
         ("/health", "get"): None,
         ("/health", "head"): None,
     }
-    integrations = [o["x-amazon-apigateway-integration"] for p in paths.values() for o in p.values()]
+    integrations = [
+        o["x-amazon-apigateway-integration"] for p in paths.values() for o in p.values()
+    ]
     assert all(integration == integrations[0] for integration in integrations)
     assert integrations[0]["uri"].endswith("/function.Arn:live/invocations")
 
 
 @pytest.mark.parametrize(
-    ("mode", "security"), [("API_KEY", [{"api_key": []}]), ("AWS_IAM", [{"sigv4": []}]), ("NONE", [])]
+    ("mode", "security"),
+    [("API_KEY", [{"api_key": []}]), ("AWS_IAM", [{"sigv4": []}]), ("NONE", [])],
 )
 def test_a_browser_asks_for_leave_without_a_key(mode: str, security: list[Any]) -> None:
     paths = _api(CorsOrigins=ORIGINS, AuthMode=mode)["DefinitionBody"]["paths"]
@@ -256,7 +315,9 @@ def test_a_browser_asks_for_leave_without_a_key(mode: str, security: list[Any]) 
 def test_the_gateways_own_errors_can_be_read_by_pages_of_one_origin() -> None:
     responses = "x-amazon-apigateway-gateway-responses"
     assert responses not in _api()["DefinitionBody"]
-    assert responses not in _api(CorsOrigins=ORIGINS)["DefinitionBody"]  # the header can name but one
+    assert (
+        responses not in _api(CorsOrigins=ORIGINS)["DefinitionBody"]
+    )  # the header can name but one
     body = _api(CorsOrigins="https://shop.example")["DefinitionBody"]
     header = {"gatewayresponse.header.Access-Control-Allow-Origin": "'https://shop.example'"}
     assert body[responses] == {
@@ -273,7 +334,10 @@ def test_images_are_binary_for_api_gateway_and_for_sam_local() -> None:
 
 def test_a_quota_is_the_keys() -> None:
     assert "Quota" not in Stack().properties("UsagePlan")
-    assert Stack(DailyQuota="1000").properties("UsagePlan")["Quota"] == {"Limit": "1000", "Period": "DAY"}
+    assert Stack(DailyQuota="1000").properties("UsagePlan")["Quota"] == {
+        "Limit": "1000",
+        "Period": "DAY",
+    }
 
 
 def test_a_web_acl_stands_before_the_stage() -> None:
@@ -299,14 +363,19 @@ def test_traces_are_sent_by_all_three_or_none() -> None:
     off, on = Stack(**INDEX), Stack(**INDEX, Tracing="true")
     assert [off.properties(name)["Tracing"] for name in functions] == ["PassThrough", "PassThrough"]
     assert [on.properties(name)["Tracing"] for name in functions] == ["Active", "Active"]
-    assert (off.properties("Api")["TracingEnabled"], on.properties("Api")["TracingEnabled"]) == (False, True)
+    assert (off.properties("Api")["TracingEnabled"], on.properties("Api")["TracingEnabled"]) == (
+        False,
+        True,
+    )
     xray = {"*": {"xray:PutTraceSegments", "xray:PutTelemetryRecords"}}
     for role in ("Role", "BatchRole"):
         assert _allowed(on, role) == _allowed(off, role) | xray
 
 
 def test_a_changed_parameter_publishes_a_version() -> None:
-    """Those that change the function: its description, which names them, is what CloudFormation compares."""
+    """Those that change the function: its description, which names them, is what CloudFormation
+    compares.
+    """
     changes = {
         "MemorySize": "2048",
         "Architecture": "arm64",
@@ -318,13 +387,16 @@ def test_a_changed_parameter_publishes_a_version() -> None:
     }
     descriptions = [Stack().properties("Function")["VersionDescription"]]
     descriptions += [
-        Stack(**{name: value}).properties("Function")["VersionDescription"] for name, value in changes.items()
+        Stack(**{name: value}).properties("Function")["VersionDescription"]
+        for name, value in changes.items()
     ]
     assert len(set(descriptions)) == 1 + len(changes)
-    assert max(map(len, descriptions)) + 150 <= 256  # Lambda's limit, and what ImageBuckets promises
+    assert (
+        max(map(len, descriptions)) + 150 <= 256
+    )  # Lambda's limit, and what ImageBuckets promises
 
 
-# --- the function ------------------------------------------------------------------------------------
+# --- the function ---------------------------------------------------------------------------------
 
 
 def test_the_batch_function_is_the_same_image_with_the_workers_command(stack: Stack) -> None:
@@ -349,7 +421,8 @@ def test_no_engine_takes_the_apis_instances() -> None:
 def test_lambda_itself_logs_warnings_only(stack: Stack) -> None:
     for name in ("Function", "BatchFunction"):
         logging = stack.properties(name)["LoggingConfig"]
-        # Our lines have no timestamp, so all of them are INFO to Lambda: a higher level would drop them.
+        # Our lines have no timestamp, so all of them are INFO to Lambda: a higher level would drop
+        # them.
         assert (logging["LogFormat"], logging["ApplicationLogLevel"]) == ("JSON", "INFO")
         assert logging["SystemLogLevel"] == "WARN"
     assert stack.properties("BatchFunction")["LoggingConfig"]["LogGroup"] == "batchloggroup"
@@ -380,7 +453,7 @@ def test_its_environment_is_what_the_handler_reads(parameters: dict[str, str], o
     assert set(variables) <= fields
 
 
-# --- who may do what ----------------------------------------------------------------------------------
+# --- who may do what ------------------------------------------------------------------------------
 
 
 def _allowed(stack: Stack, role: str) -> dict[str, set[str]]:
@@ -388,9 +461,13 @@ def _allowed(stack: Stack, role: str) -> dict[str, set[str]]:
     allowed: dict[str, set[str]] = {}
     policies = list(stack.properties(role)["Policies"])
     for resource in stack.resources.values():
-        if resource["Type"] == "AWS::IAM::Policy" and resource["Properties"]["Roles"] == [role.lower()]:
+        if resource["Type"] == "AWS::IAM::Policy" and resource["Properties"]["Roles"] == [
+            role.lower()
+        ]:
             policies.append(resource["Properties"])
-    statements = [statement for policy in policies for statement in policy["PolicyDocument"]["Statement"]]
+    statements = [
+        statement for policy in policies for statement in policy["PolicyDocument"]["Statement"]
+    ]
     for statement in statements:
         assert set(statement) == {"Effect", "Action", "Resource"}
         assert statement["Effect"] == "Allow"
@@ -439,7 +516,9 @@ def test_the_role_of_s3_batch_operations(stack: Stack) -> None:
     }
     assert _allowed(stack, "S3BatchRole") == allowed
     reads_inventory = Stack(**INDEX, InventoryLocation="reports/photos/daily")
-    assert _allowed(reads_inventory, "S3BatchRole") == allowed | {"arn:aws:s3:::reports/photos/daily*": read}
+    assert _allowed(reads_inventory, "S3BatchRole") == allowed | {
+        "arn:aws:s3:::reports/photos/daily*": read
+    }
 
 
 OWN = {"aws:SourceAccount": "123456789012"}
@@ -460,7 +539,9 @@ def test_who_may_take_a_role(stack: Stack, role: str, service: str, condition: A
 
 
 def _senders(stack: Stack, policy: str) -> dict[str, Any]:
-    """Service -> the condition under which it may send; checked on the way: nobody may do anything else."""
+    """Service -> the condition under which it may send; checked on the way: nobody may do anything
+    else.
+    """
     properties = stack.properties(policy)
     (queue,) = properties["Queues"]
     senders = {}
@@ -478,7 +559,9 @@ def test_who_may_send_to_the_queue(stack: Stack) -> None:
     assert _senders(stack, "QueuePolicy") == {
         "s3.amazonaws.com": from_bucket,
         "sns.amazonaws.com": {"ArnLike": {"aws:SourceArn": "arn:aws:sns:*:123456789012:*"}},
-        "events.amazonaws.com": {"ArnLike": {"aws:SourceArn": "arn:aws:events:here:123456789012:rule/*"}},
+        "events.amazonaws.com": {
+            "ArnLike": {"aws:SourceArn": "arn:aws:events:here:123456789012:rule/*"}
+        },
     }
     assert _senders(stack, "DeadLetterQueuePolicy") == _senders(stack, "FailureQueuePolicy") == {}
 
@@ -486,15 +569,21 @@ def test_who_may_send_to_the_queue(stack: Stack) -> None:
 def test_only_that_bucket_may_invoke(stack: Stack) -> None:
     permission = stack.properties("S3MayInvoke")
     assert permission["Principal"] == "s3.amazonaws.com"
-    assert (permission["SourceArn"], permission["SourceAccount"]) == ("arn:aws:s3:::photos", "123456789012")
+    assert (permission["SourceArn"], permission["SourceAccount"]) == (
+        "arn:aws:s3:::photos",
+        "123456789012",
+    )
 
 
 def test_what_is_stored_is_kept_when_it_leaves_the_stack(stack: Stack) -> None:
     """All that holds data or leads to it; logs, whose retention says how long, are not."""
     policies = {
-        name: (r.get("DeletionPolicy"), r.get("UpdateReplacePolicy")) for name, r in stack.resources.items()
+        name: (r.get("DeletionPolicy"), r.get("UpdateReplacePolicy"))
+        for name, r in stack.resources.items()
     }
-    kept = {name for name, policy in policies.items() if policy == ("RetainExceptOnCreate", "Retain")}
+    kept = {
+        name for name, policy in policies.items() if policy == ("RetainExceptOnCreate", "Retain")
+    }
     assert kept == KEPT
     assert {policies[name] for name in ("LogGroup", "BatchLogGroup")} == {("Delete", "Delete")}
 
@@ -531,27 +620,36 @@ def test_what_is_stored_is_encrypted_and_private(stack: Stack) -> None:
         is True
     )
     # A message's age counts from when it was first sent.
-    assert all(letters["MessageRetentionPeriod"] >= 2 * queue["MessageRetentionPeriod"] for letters in dead)
+    assert all(
+        letters["MessageRetentionPeriod"] >= 2 * queue["MessageRetentionPeriod"] for letters in dead
+    )
 
 
 def test_reports_expire_and_vectors_do_not(stack: Stack) -> None:
     rules = stack.properties("VectorsBucket")["LifecycleConfiguration"]["Rules"]
     assert {rule["Prefix"] for rule in rules if "ExpirationInDays" in rule} == {"runs/", "jobs/"}
-    assert [rule for rule in rules if "AbortIncompleteMultipartUpload" in rule and "Prefix" not in rule]
+    assert [
+        rule for rule in rules if "AbortIncompleteMultipartUpload" in rule and "Prefix" not in rule
+    ]
     assert {rule["Status"] for rule in rules} == {"Enabled"}
 
 
-# --- SQS -----------------------------------------------------------------------------------------------
+# --- SQS ------------------------------------------------------------------------------------------
 
 
 def test_the_queue_fits_the_function(stack: Stack) -> None:
     queue, mapping = stack.properties("Queue"), stack.properties("QueueMapping")
     timeout = stack.properties("BatchFunction")["Timeout"]
     assert queue["VisibilityTimeout"] == 6 * timeout
-    assert queue["RedrivePolicy"] == {"deadLetterTargetArn": "deadletterqueue.Arn", "maxReceiveCount": 5}
+    assert queue["RedrivePolicy"] == {
+        "deadLetterTargetArn": "deadletterqueue.Arn",
+        "maxReceiveCount": 5,
+    }
     assert mapping["EventSourceArn"] == "queue.Arn"
     assert mapping["FunctionName"] == "batchfunction.Arn"
-    assert mapping["FunctionResponseTypes"] == ["ReportBatchItemFailures"]  # else one bad image fails 32
+    assert mapping["FunctionResponseTypes"] == [
+        "ReportBatchItemFailures"
+    ]  # else one bad image fails 32
     assert mapping["MaximumBatchingWindowInSeconds"] >= 1  # which Lambda wants for more than 10
     assert mapping["ScalingConfig"] == {"MaximumConcurrency": "50"}
 

@@ -55,6 +55,12 @@ def _cuda_usable(model: Model) -> bool:
     except OSError:
         return False
     count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+    if (
+        driver.cuInit(0) != 0
+        or driver.cuDeviceGetCount(ctypes.byref(count)) != 0
+        or count.value == 0
+    ):
         return False
-    return (model.directory / "visual.pt").exists() and importlib.util.find_spec("torch") is not None
+    return (model.directory / "visual.pt").exists() and importlib.util.find_spec(
+        "torch"
+    ) is not None

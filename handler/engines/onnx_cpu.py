@@ -32,7 +32,8 @@ class OnnxCpuEngine:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # Threads that spin while they wait gain 5 % on idle CPUs and lose half on shared or capped ones.
+        # Threads that spin while they wait gain 5 % on idle CPUs and lose half on shared or capped
+        # ones.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors only: its warnings would reach the caller's log
         path = model.directory / FILES[precision]

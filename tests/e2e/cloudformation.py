@@ -1,8 +1,8 @@
 """CloudFormation on this machine, for ``sam deploy``: moto's, and before it what moto's lacks.
 
-``python -m tests.e2e.cloudformation PORT`` serves it. A change set's template is fetched from S3, goes
-through the SAM transform, loses what its parameters' conditions switch off, and what moto cannot make;
-then moto adds, changes and deletes the resources of the stack that differ.
+``python -m tests.e2e.cloudformation PORT`` serves it. A change set's template is fetched from S3,
+goes through the SAM transform, loses what its parameters' conditions switch off, and what moto
+cannot make; then moto adds, changes and deletes the resources of the stack that differ.
 """
 
 import io
@@ -48,7 +48,9 @@ class SamTransform:
         self.values[request["StackName"]] = values
         template = resolve(template, values) | {"Metadata": {"Values": values}}
         request["TemplateBody"] = json.dumps(template)
-        request = {name: value for name, value in request.items() if not name.startswith("Parameters.")}
+        request = {
+            name: value for name, value in request.items() if not name.startswith("Parameters.")
+        }
         for number, (name, value) in enumerate(values.items(), 1):
             request[f"Parameters.member.{number}.ParameterKey"] = name
             request[f"Parameters.member.{number}.ParameterValue"] = value
@@ -66,7 +68,9 @@ def _given(request: dict[str, str]) -> dict[str, str]:
 
 
 def resolve(template: Any, values: dict[str, str]) -> Any:
-    """A SAM template -> plain CloudFormation with just the resources that a stack with `values` has."""
+    """A SAM template -> plain CloudFormation with just the resources that a stack with `values`
+    has.
+    """
     from samtranslator.translator.transform import transform
 
     policies = SimpleNamespace(load=dict)  # AWS's managed policies: the template names none
@@ -83,7 +87,9 @@ def resolve(template: Any, values: dict[str, str]) -> Any:
 
 
 def _chosen(node: Any, holds: dict[str, bool]) -> Any:
-    """`node` with each ``Fn::If`` decided, and without what then has no value, at which moto stumbles."""
+    """`node` with each ``Fn::If`` decided, and without what then has no value, at which moto
+    stumbles.
+    """
     no_value = {"Ref": "AWS::NoValue"}
     match node:
         case {"Fn::If": [condition, yes, no]}:

@@ -56,7 +56,9 @@ def run(command: list[str], check: bool = True, **options: Any) -> subprocess.Co
     done = subprocess.run(command, capture_output=True, check=False, **options)
     stdout, stderr = done.stdout.decode(), done.stderr.decode()
     if check and done.returncode:
-        pytest.fail(f"{' '.join(command)}: exit status {done.returncode}\n{stdout[-3000:]}\n{stderr[-3000:]}")
+        pytest.fail(
+            f"{' '.join(command)}: exit status {done.returncode}\n{stdout[-3000:]}\n{stderr[-3000:]}"
+        )
     return subprocess.CompletedProcess(command, done.returncode, stdout, stderr)
 
 
@@ -70,8 +72,20 @@ def build_arguments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[s
     """The Dockerfile's arguments: synthetic weights, and wheels of torch that lie on this machine."""
     arguments = {"WEIGHTS": "synthetic", "BASE_IMAGE": BASE_IMAGE, "EXPORT_IMAGE": EXPORT_IMAGE}
     wheels = tmp_path_factory.mktemp("wheels")
-    torch = re.findall(r"^torch==\S+", (ROOT / "requirements-torch.txt").read_text(), re.MULTILINE)[0]
-    pip = [sys.executable, "-m", "pip", "download", "--no-index", "--no-deps", "--dest", str(wheels), torch]
+    torch = re.findall(r"^torch==\S+", (ROOT / "requirements-torch.txt").read_text(), re.MULTILINE)[
+        0
+    ]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-index",
+        "--no-deps",
+        "--dest",
+        str(wheels),
+        torch,
+    ]
     if run(pip, check=False).returncode:
         yield arguments  # none: the build downloads it
         return
@@ -91,10 +105,13 @@ class _QuietFiles(http.server.SimpleHTTPRequestHandler):
         pass
 
 
-def build(arguments: dict[str, str], *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+def build(
+    arguments: dict[str, str], *options: str, check: bool = True
+) -> subprocess.CompletedProcess[str]:
     """``docker build`` from the repository's files, by the classic builder.
 
-    ``sam build`` uses that builder too, and finds every layer made already, provided that the context
+    ``sam build`` uses that builder too, and finds every layer made already, provided that the
+    context
     was packed as it packs its own: by Python's tarfile, which notes the owners' names.
     """
     flags = [flag for item in arguments.items() for flag in ("--build-arg", "=".join(item))]
@@ -102,10 +119,24 @@ def build(arguments: dict[str, str], *options: str, check: bool = True) -> subpr
         flags.append("--network=host")
     context = io.BytesIO()
     with tarfile.open(fileobj=context, mode="w") as tar:
-        for name in ("Dockerfile", "export", "handler", *(p.name for p in ROOT.glob("requirements*.txt"))):
+        for name in (
+            "Dockerfile",
+            "export",
+            "handler",
+            *(p.name for p in ROOT.glob("requirements*.txt")),
+        ):
             tar.add(ROOT / name, name, filter=_as_sam_packs_it)
     machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
-    command = [DOCKER, "build", "--force-rm", "--platform", f"linux/{machine}", *flags, *options, "-"]
+    command = [
+        DOCKER,
+        "build",
+        "--force-rm",
+        "--platform",
+        f"linux/{machine}",
+        *flags,
+        *options,
+        "-",
+    ]
     environment = os.environ | {"DOCKER_BUILDKIT": "0"}
     return run(command, check=check, input=context.getvalue(), env=environment)
 
@@ -158,7 +189,12 @@ def limits(memory: int) -> list[str]:
         *("--read-only", "--tmpfs", "/tmp:rw,exec,nosuid,nodev,size=512m,mode=1777"),
         *("--user", "993:990", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
         *("--pids-limit", "1024", "--ulimit", "nofile=1024:1024"),
-        *("--env", f"AWS_LAMBDA_FUNCTION_MEMORY_SIZE={memory}", "--env", "AWS_LAMBDA_FUNCTION_TIMEOUT=29"),
+        *(
+            "--env",
+            f"AWS_LAMBDA_FUNCTION_MEMORY_SIZE={memory}",
+            "--env",
+            "AWS_LAMBDA_FUNCTION_TIMEOUT=29",
+        ),
     ]
 
 
@@ -206,13 +242,17 @@ class Function:
             times.append(time.perf_counter() - start)
         init = re.search(r"INIT REPORT\(durationMs: ([\d.]+)", self.log())
         name = f"{self.memory:,} MB: "
-        FIGURES[f"{name}init"] = f"{float(init[1]):.0f} ms" if init else "not reported by this emulator"
+        FIGURES[f"{name}init"] = (
+            f"{float(init[1]):.0f} ms" if init else "not reported by this emulator"
+        )
         FIGURES[f"{name}first request, init included"] = f"{1000 * first:.0f} ms"
         FIGURES[f"{name}warm request, median of 20"] = f"{1000 * statistics.median(times):.0f} ms"
 
 
 @contextlib.contextmanager
-def running(image: str, memory: int, *options: str, command: Sequence[str] = ()) -> Iterator[Function]:
+def running(
+    image: str, memory: int, *options: str, command: Sequence[str] = ()
+) -> Iterator[Function]:
     """A function that answers, under Lambda's limits."""
     port = free_port()
     options = (*limits(memory), *options, "--publish", f"127.0.0.1:{port}:8080")
@@ -249,7 +289,9 @@ def sam(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]
 
 
 @pytest.fixture(scope="session")
-def template(image: str, build_arguments: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(
+    image: str, build_arguments: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """What ``sam build`` makes of the repository's template, with this build's arguments."""
     require("docker", shutil.which(SAM), f"there is no SAM CLI at {SAM!r}")
     directory = tmp_path_factory.mktemp("sam")

@@ -24,7 +24,9 @@ def test_a_bad_event_costs_the_next_one_nothing(function: Function) -> None:
     assert function.invoke("direct_image.json") == before
 
 
-def test_the_log_says_that_the_weights_are_synthetic_and_warns_of_nothing_else(function: Function) -> None:
+def test_the_log_says_that_the_weights_are_synthetic_and_warns_of_nothing_else(
+    function: Function,
+) -> None:
     function.invoke("direct_health.json")
     log = function.log()
     assert "SYNTHETIC" in log
@@ -75,15 +77,23 @@ def test_what_the_image_holds(image: str) -> None:
     tag = docker(*python, "import sys; print(sys.implementation.cache_tag)").stdout.strip()
     sources = {path.removesuffix(".py") for path in files if path.endswith(".py")}
     compiled = {path for path in files if path.endswith(".pyc")}
-    assert {path.replace("__pycache__/", "").removesuffix(f".{tag}.pyc") for path in compiled} == sources
+    assert {
+        path.replace("__pycache__/", "").removesuffix(f".{tag}.pyc") for path in compiled
+    } == sources
 
 
 def test_it_holds_the_packages_that_are_locked_and_no_others(image: str) -> None:
     """The list that ``make contents`` prints."""
     command = ("-m", "pip", "list", "--path", ".", "--format", "freeze")
-    listed = docker("run", "--rm", "--entrypoint", "python", image, *command).stdout.replace("_", "-").split()
+    listed = (
+        docker("run", "--rm", "--entrypoint", "python", image, *command)
+        .stdout.replace("_", "-")
+        .split()
+    )
     # A package may be locked twice, for different versions of Python.
-    locked = re.findall(r"^([\w.-]+==[\w.]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+    locked = re.findall(
+        r"^([\w.-]+==[\w.]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE
+    )
     assert set(listed) <= set(locked)
     assert {line.split("==")[0] for line in listed} == {line.split("==")[0] for line in locked}
 

@@ -1,7 +1,9 @@
-"""The real ``sam deploy``, again and again, against a CloudFormation of this machine: nothing is lost.
+"""The real ``sam deploy``, again and again, against a CloudFormation of this machine: nothing is
+lost.
 
-The SAM CLI is as it was installed: it asks, reads and writes samconfig.toml, packages the template, and
-makes and executes change sets. Not exercised is the push of an image, which the template names as pushed.
+The SAM CLI is as it was installed: it asks, reads and writes samconfig.toml, packages the
+template, and makes and executes change sets. Not exercised is the push of an image, which the
+template names as pushed.
 """
 
 import json
@@ -44,7 +46,8 @@ class Project:
             aws_secret_access_key="test",
         )
         self.builds = 0
-        # Where there is an image to push, --guided asks for its repositories too, and saves the answer.
+        # Where there is an image to push, --guided asks for its repositories too, and saves the
+        # answer.
         settings = (ROOT / "samconfig.toml").read_text()
         head = "[default.deploy.parameters]\n"
         assert head in settings
@@ -57,7 +60,9 @@ class Project:
         image = f"{REPOSITORY}:build-{self.builds}"
         text = (ROOT / "template.yaml").read_text()
         text = re.sub(r"^    Metadata:\n(      .*\n)+", "", text, flags=re.MULTILINE)
-        text = text.replace("PackageType: Image\n", f"PackageType: Image\n      ImageUri: {image}\n")
+        text = text.replace(
+            "PackageType: Image\n", f"PackageType: Image\n      ImageUri: {image}\n"
+        )
         (self.directory / "template.yaml").write_text(text)
 
     def deploy(self, *arguments: str, answers: str = "y\n") -> None:
@@ -68,12 +73,16 @@ class Project:
         assert "Successfully created/updated stack" in done.stdout, done.stdout[-2000:]
 
     def guided(self, *arguments: str) -> None:
-        """Every question is answered with what it proposes, but the last: "Deploy this changeset? [y/N]"."""
+        """Every question is answered with what it proposes, but the last: "Deploy this changeset?
+        [y/N]".
+        """
         questions = 8 + len(cfn_yaml.load(str(ROOT / "template.yaml"))["Parameters"])
         self.deploy("--guided", *arguments, answers="\n" * questions + "y\n")
 
     def resources(self) -> set[str]:
-        """Names of what the stack has; versions come and go with each build, and are kept when they go."""
+        """Names of what the stack has; versions come and go with each build, and are kept when they
+        go.
+        """
         wanted = self.template()["Resources"]
         made = self.client.describe_stack_resources(StackName=STACK)["StackResources"]
         names = {
@@ -134,11 +143,17 @@ def test_deployments_as_the_readme_says_lose_nothing(project: Project) -> None:
     project.deploy()
     assert project.resources() == with_batches
     kept = project.parameters()
-    assert (kept["BatchBucket"], kept["MemorySize"], kept["AuthMode"]) == ("shop-photos", "1769", "API_KEY")
+    assert (kept["BatchBucket"], kept["MemorySize"], kept["AuthMode"]) == (
+        "shop-photos",
+        "1769",
+        "API_KEY",
+    )
 
 
 def test_without_saving_the_next_plain_deployment_takes_the_queues_away(project: Project) -> None:
-    """Why the README says ``--save-params``: the answers to ``--guided`` are sent again, each of them."""
+    """Why the README says ``--save-params``: the answers to ``--guided`` are sent again, each of
+    them.
+    """
     project.guided()
     project.deploy("--parameter-overrides", "BatchBucket=shop-photos")
     assert project.resources() > BATCHES

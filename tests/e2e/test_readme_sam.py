@@ -29,7 +29,9 @@ def _check(command: list[str]) -> None:
 
 
 def test_every_sam_command_is_one(tmp_path: Path) -> None:
-    found = [command for command in [*commands.run(tmp_path), *commands.inline()] if command[0] == "sam"]
+    found = [
+        command for command in [*commands.run(tmp_path), *commands.inline()] if command[0] == "sam"
+    ]
     assert len(found) > 8
     for command in found:
         _check(command)

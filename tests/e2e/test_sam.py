@@ -85,7 +85,9 @@ def test_every_form_of_one_image(api: httpx.Client, vector: Embedding) -> None:
         api.post("/encode_image", json={"image": text}),
         api.post("/encode_image", json={"image": f"data:image/jpeg;base64,{text}"}),
         api.post("/encode_image", content=PHOTO, headers={"content-type": "image/jpeg"}),
-        api.post("/encode_image", content=PHOTO, headers={"content-type": "application/octet-stream"}),
+        api.post(
+            "/encode_image", content=PHOTO, headers={"content-type": "application/octet-stream"}
+        ),
     ]
     for answer in answers:
         assert answer.status_code == 200
@@ -127,7 +129,9 @@ def test_errors(
 
 
 @pytest.mark.parametrize("form", ["multipart", "raw"])
-def test_a_photograph_of_4_mb_arrives_byte_for_byte(api: httpx.Client, outside: Encoder, form: str) -> None:
+def test_a_photograph_of_4_mb_arrives_byte_for_byte(
+    api: httpx.Client, outside: Encoder, form: str
+) -> None:
     """Lossless and compressed: one changed byte and it does not decode at all."""
     photo = np.asarray(Image.open(io.BytesIO(PHOTO)).resize((1600, 1064)))
     noise = np.random.default_rng(0).integers(0, 64, photo.shape, np.uint8)
@@ -146,7 +150,9 @@ def test_a_photograph_of_4_mb_arrives_byte_for_byte(api: httpx.Client, outside: 
 def _invoke(template: Path, name: str, *function: str, check: bool) -> Any:
     # samconfig.toml names the function that is meant where none is named.
     settings = ("--config-file", str(ROOT / "samconfig.toml"), "--event", str(HERE / name))
-    return json.loads(sam("local", "invoke", *function, *settings, *LOCAL, str(template), check=check).stdout)
+    return json.loads(
+        sam("local", "invoke", *function, *settings, *LOCAL, str(template), check=check).stdout
+    )
 
 
 @pytest.mark.parametrize("name", EVENTS)
@@ -157,8 +163,14 @@ def test_invoke_with_every_event_file(template: Path, name: str, vector: Embeddi
 
 def test_invoke_the_batch_function(template: Path, vector: Embedding) -> None:
     """The same image with the template's other command, which serves no HTTP."""
-    function = ("BatchFunction", "--parameter-overrides", "BatchBucket=photos VectorIndex=shop/clip")
-    check_answer("direct_image.json", _invoke(template, "direct_image.json", *function, check=True), vector)
+    function = (
+        "BatchFunction",
+        "--parameter-overrides",
+        "BatchBucket=photos VectorIndex=shop/clip",
+    )
+    check_answer(
+        "direct_image.json", _invoke(template, "direct_image.json", *function, check=True), vector
+    )
     answer = _invoke(template, "rest_multipart.json", *function, check=False)
     assert answer["errorType"] == "InvalidEvent"
 
@@ -167,7 +179,9 @@ def test_invoke_the_batch_function(template: Path, vector: Embedding) -> None:
 def backend(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A boto3 client, as a backend has it, of ``sam local start-lambda``."""
     log = tmp_path_factory.mktemp("lambda") / "log"
-    config = BotoConfig(signature_version=botocore.UNSIGNED, retries={"max_attempts": 0}, read_timeout=60)
+    config = BotoConfig(
+        signature_version=botocore.UNSIGNED, retries={"max_attempts": 0}, read_timeout=60
+    )
     with _serving("start-lambda", template, log) as address:
         yield boto3.client("lambda", endpoint_url=address, region_name="us-east-1", config=config)
 

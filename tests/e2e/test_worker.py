@@ -1,4 +1,6 @@
-"""The batch engines' function in its container: the worker's command, S3 and S3 Vectors the stand-in's."""
+"""The batch engines' function in its container: the worker's command, S3 and S3 Vectors the
+stand-in's.
+"""
 
 import io
 import json
@@ -19,7 +21,11 @@ from tests.e2e.conftest import FIGURES, Function, docker, running
 
 WORKER = ("handler.worker.handler",)
 GOOD = ("a.jpg", "ü b+c.jpg", "throttled-once/d.jpg")
-PERMANENT = {"missing.jpg": "source_not_found", "denied/x.jpg": "source_denied", "text.jpg": "not_an_image"}
+PERMANENT = {
+    "missing.jpg": "source_not_found",
+    "denied/x.jpg": "source_denied",
+    "text.jpg": "not_an_image",
+}
 PASSING = "throttled/x.jpg"
 
 
@@ -38,10 +44,16 @@ def standin() -> Iterator[SimpleNamespace]:
 
 
 @pytest.fixture(scope="module", params=["s3://vectors/out", "s3vectors://shop/clip"])
-def worker(request: pytest.FixtureRequest, image: str, standin: SimpleNamespace) -> Iterator[Function]:
+def worker(
+    request: pytest.FixtureRequest, image: str, standin: SimpleNamespace
+) -> Iterator[Function]:
     """The function that writes files, then the one that writes to an index."""
-    hosts = docker("run", "--rm", "--add-host=host:host-gateway", "--entrypoint", "cat", image, "/etc/hosts")
-    (host,) = (line.split()[0] for line in hosts.stdout.splitlines() if line.split()[1:] == ["host"])
+    hosts = docker(
+        "run", "--rm", "--add-host=host:host-gateway", "--entrypoint", "cat", image, "/etc/hosts"
+    )
+    (host,) = (
+        line.split()[0] for line in hosts.stdout.splitlines() if line.split()[1:] == ["host"]
+    )
     endpoint = standin.env["AWS_ENDPOINT_URL"].replace("127.0.0.1", host)
     variables = standin.env | {"AWS_ENDPOINT_URL": endpoint}
     variables |= {"CLIP_S3_BUCKETS": "photos", "CLIP_OUTPUT": request.param}
@@ -72,7 +84,9 @@ def _written(worker: Function, standin: SimpleNamespace, answer: Any) -> dict[st
     return dict(zip(file["key"].tolist(), file["embedding"].tolist(), strict=True))
 
 
-def test_a_batch_of_a_distributed_map(worker: Function, standin: SimpleNamespace, vector: Embedding) -> None:
+def test_a_batch_of_a_distributed_map(
+    worker: Function, standin: SimpleNamespace, vector: Embedding
+) -> None:
     answer = _invoke(worker, map_batch(*map(_item, (*GOOD, *PERMANENT))))
     assert answer["written"] == len(GOOD)
     failed = {error["source"]: error["code"] for error in answer["errors"]}
@@ -83,14 +97,18 @@ def test_a_batch_of_a_distributed_map(worker: Function, standin: SimpleNamespace
         assert_same(embedding, vector)
 
 
-def test_what_may_pass_is_raised_by_the_name_that_the_state_machine_retries(worker: Function) -> None:
+def test_what_may_pass_is_raised_by_the_name_that_the_state_machine_retries(
+    worker: Function,
+) -> None:
     answer = _invoke(worker, map_batch(_item("a.jpg"), _item(PASSING)))
     assert answer["errorType"] == "SourceUnavailable"
     assert f"s3://photos/{PASSING}" in answer["errorMessage"]
 
 
 def test_messages_of_a_queue(worker: Function) -> None:
-    bodies = {key: json.dumps(_item(key)) for key in (*GOOD, *PERMANENT, PASSING)} | {"malformed": "{"}
+    bodies = {key: json.dumps(_item(key)) for key in (*GOOD, *PERMANENT, PASSING)} | {
+        "malformed": "{"
+    }
     records = [
         {"messageId": key, "eventSource": "aws:sqs", "body": body, "attributes": {}}
         for key, body in bodies.items()
@@ -159,5 +177,7 @@ def test_boto3_is_the_images_own_and_knows_where_both_services_are(image: str) -
         "https://photos.s3.cn-north-1.amazonaws.com.cn/x",
         "https://s3vectors.cn-north-1.api.amazonwebservices.com.cn/ListVectors",
     ]
-    unknown = docker(*python, "import boto3; boto3.client('ec2', region_name='eu-central-1')", check=False)
+    unknown = docker(
+        *python, "import boto3; boto3.client('ec2', region_name='eu-central-1')", check=False
+    )
     assert "UnknownServiceError" in unknown.stderr

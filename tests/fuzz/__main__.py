@@ -1,7 +1,8 @@
 """``python -m tests.fuzz``: tens of thousands of damaged files and events, and what became of them.
 
-A case is made from the seed and its number alone, so ``--seed S --case N`` runs it again. What fails
-is kept in ``tests/fixtures/crashes``, where ``tests/test_crashes.py`` tries it for ever after.
+A case is made from the seed and its number alone, so ``--seed S --case N`` runs it again. What
+fails is kept in ``tests/fixtures/crashes``, where ``tests/test_crashes.py`` tries it for ever
+after.
 """
 
 import argparse
@@ -157,14 +158,19 @@ class Report:
         tenth = len(self.memory) // 10
         if tenth < 100:  # too few to tell
             return 1.0
-        return statistics.median(self.memory[-tenth:]) / statistics.median(self.memory[tenth : 2 * tenth])
+        return statistics.median(self.memory[-tenth:]) / statistics.median(
+            self.memory[tenth : 2 * tenth]
+        )
 
     def text(self, seconds: float, peak: str) -> str:
         total = sum(self.kinds.values())
         kinds = ", ".join(f"{count:,} x {kind}" for kind, count in sorted(self.kinds.items()))
-        lines = [f"seed {self.seed}: {total:,} cases in {seconds:.0f} s ({total / seconds:.0f}/s): {kinds}"]
+        lines = [
+            f"seed {self.seed}: {total:,} cases in {seconds:.0f} s ({total / seconds:.0f}/s): {kinds}"
+        ]
         lines += [
-            f"  {status} {code:24} {count:7,}" for (status, code), count in sorted(self.answers.items())
+            f"  {status} {code:24} {count:7,}"
+            for (status, code), count in sorted(self.answers.items())
         ]
         lines.append(f"slowest {self.slowest[0]:.2f} s ({self.slowest[1]})")
         lines.append(f"memory {peak} at most; last tenth over second tenth {self.growth():.3f}")
@@ -189,11 +195,15 @@ def run(seed: int, numbers: range, seconds: float) -> bool:
 def main(arguments: list[str] | None = None) -> Any:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--cases", type=int, default=20_000)
-    parser.add_argument("--seconds", type=float, default=180, help="stop after this long (default: 180)")
+    parser.add_argument(
+        "--seconds", type=float, default=180, help="stop after this long (default: 180)"
+    )
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32))
     parser.add_argument("--case", type=int, help="only this one")
     options = parser.parse_args(arguments)
-    numbers = range(options.cases) if options.case is None else range(options.case, options.case + 1)
+    numbers = (
+        range(options.cases) if options.case is None else range(options.case, options.case + 1)
+    )
     print(f"seed {options.seed}", flush=True)
     return 0 if run(options.seed, numbers, options.seconds) else 1
 

@@ -53,7 +53,9 @@ def _jpegs() -> dict[str, bytes]:
         "jpeg progressive": _encoded(rgb, "JPEG", progressive=True),
         "jpeg restarts": _encoded(rgb, "JPEG", restart_marker_blocks=1),
         "jpeg cmyk": _encoded(rgb.convert("CMYK"), "JPEG"),
-        "jpeg exif": _encoded(rgb, "JPEG", exif=_exif(), icc_profile=b"p" * 200, comment="c", dpi=(72, 72)),
+        "jpeg exif": _encoded(
+            rgb, "JPEG", exif=_exif(), icc_profile=b"p" * 200, comment="c", dpi=(72, 72)
+        ),
         "jpeg mpo": _encoded(rgb, "MPO", save_all=True, append_images=[rgb.rotate(180)]),
     }
 
@@ -71,7 +73,10 @@ def _pngs() -> dict[str, bytes]:
         + bombs.png_chunk(b"eXIf", _exif().tobytes()[6:])
     )
     return {
-        **{f"png {mode}": _encoded(rgb.convert(mode), "PNG") for mode in ("1", "L", "LA", "RGB", "RGBA")},
+        **{
+            f"png {mode}": _encoded(rgb.convert(mode), "PNG")
+            for mode in ("1", "L", "LA", "RGB", "RGBA")
+        },
         "png 16-bit": _encoded(rgb.convert("L").convert("I").convert("I;16"), "PNG"),
         "png palette": _encoded(palette, "PNG"),
         "png palette, one transparent": _encoded(palette, "PNG", transparency=3),
@@ -122,8 +127,12 @@ def _bmps() -> dict[str, bytes]:
         **{f"bmp {mode}": _encoded(rgb.convert(mode), "BMP") for mode in ("1", "L", "P", "RGB")},
         "bmp alpha": _encoded(_with_alpha("RGB"), "BMP"),
         "bmp 5-6-5": _bitfields(),
-        "bmp of OS/2": b"BM" + struct.pack("<IHHIIHHHH", 38, 0, 0, 26, 12, 2, 2, 1, 24) + bytes(range(16)),
-        "bmp rle": bombs.bmp(8, 3, b"\10\1\0\0\3\2\0\5\1\2\3\4\5\0\0\0\0\2\1\0\7\7\0\1", compression=1),
+        "bmp of OS/2": b"BM"
+        + struct.pack("<IHHIIHHHH", 38, 0, 0, 26, 12, 2, 2, 1, 24)
+        + bytes(range(16)),
+        "bmp rle": bombs.bmp(
+            8, 3, b"\10\1\0\0\3\2\0\5\1\2\3\4\5\0\0\0\0\2\1\0\7\7\0\1", compression=1
+        ),
     }
 
 
@@ -143,7 +152,9 @@ def _tiffs() -> dict[str, bytes]:
     return {
         **{f"tiff {name}": _encoded(rgb, "TIFF", compression=name) for name in compressions},
         **{
-            f"tiff {mode}": _encoded(lab if mode == "LAB" else rgb.convert("L").convert(mode), "TIFF")
+            f"tiff {mode}": _encoded(
+                lab if mode == "LAB" else rgb.convert("L").convert(mode), "TIFF"
+            )
             if mode in ("I", "F", "LAB")
             else _encoded(rgb.convert(mode), "TIFF")
             for mode in modes
@@ -176,7 +187,9 @@ def _avifs() -> dict[str, bytes]:
         "avif": _encoded(rgb, "AVIF", speed=10),
         "avif alpha": _encoded(_with_alpha("RGB"), "AVIF", speed=10),
         "avif exif": _encoded(rgb, "AVIF", speed=10, exif=_exif(), icc_profile=b"p" * 200),
-        "avif animated": _encoded(rgb, "AVIF", speed=10, save_all=True, append_images=[rgb.rotate(180)]),
+        "avif animated": _encoded(
+            rgb, "AVIF", speed=10, save_all=True, append_images=[rgb.rotate(180)]
+        ),
         "avif grid": bombs.avif_grid(2, 2),
     }
 

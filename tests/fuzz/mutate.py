@@ -10,7 +10,25 @@ import zlib
 from collections.abc import Callable
 from typing import Any
 
-NUMBERS = (0, 1, 2, 7, 8, 127, 128, 255, 256, 4096, 32767, 32768, 65535, 2**24, 2**31 - 1, 2**31, 2**32 - 1)
+NUMBERS = (
+    0,
+    1,
+    2,
+    7,
+    8,
+    127,
+    128,
+    255,
+    256,
+    4096,
+    32767,
+    32768,
+    65535,
+    2**24,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+)
 
 
 def mutate_image(rng: random.Random, data: bytes, other: bytes) -> bytes:
@@ -106,15 +124,49 @@ def _mended(data: bytearray) -> bytearray:
     return data
 
 
-# --- events --------------------------------------------------------------------------------------------
+# --- events ---------------------------------------------------------------------------------------
 
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 2**63, 1.5, "", " ", "x", "\ud800", "\0", "ü", "a" * 5000),
-    *([], {}, [[]], [None], {"": {}}, ["x"] * 100, "data:", "data:image/png;base64,", "AAAA", "%%", "\r\n"),
+    *(
+        [],
+        {},
+        [[]],
+        [None],
+        {"": {}},
+        ["x"] * 100,
+        "data:",
+        "data:image/png;base64,",
+        "AAAA",
+        "%%",
+        "\r\n",
+    ),
 )
 KEYS = (
-    *("image", "images", "action", "detail-type", "requestContext", "http", "httpMethod", "body", "x", ""),
-    *("s3", "bucket", "key", "version_id", "Items", "Records", "Message", "source", "detail", "tasks"),
+    *(
+        "image",
+        "images",
+        "action",
+        "detail-type",
+        "requestContext",
+        "http",
+        "httpMethod",
+        "body",
+        "x",
+        "",
+    ),
+    *(
+        "s3",
+        "bucket",
+        "key",
+        "version_id",
+        "Items",
+        "Records",
+        "Message",
+        "source",
+        "detail",
+        "tasks",
+    ),
 )
 
 
@@ -177,7 +229,9 @@ def _change_text(rng: random.Random, event: Any, _: Any) -> Any:
             damaged = mutate_image(rng, data, data or b"\0")
             holder[key] = prefix + comma + base64.b64encode(damaged).decode()
             return event
-    damaged = mutate_image(rng, text.encode("utf-8", "replace"), text.encode("utf-8", "replace") or b"\0")
+    damaged = mutate_image(
+        rng, text.encode("utf-8", "replace"), text.encode("utf-8", "replace") or b"\0"
+    )
     holder[key] = damaged.decode("utf-8", "replace")
     return event
 

@@ -1,8 +1,9 @@
-"""One long-lived process that is given bad input: ``python -m tests.fuzz.worker``, driven over pipes.
+"""One long-lived process that is given bad input: ``python -m tests.fuzz.worker``, driven over
+pipes.
 
 It loads the service as Lambda does. Each case is a kind and its bytes; each reply is one JSON line.
-What would be a wrong answer is judged here, beside the exception; what would be a crash, a hang or a
-lack of memory is judged by whoever drives it.
+What would be a wrong answer is judged here, beside the exception; what would be a crash, a hang or
+a lack of memory is judged by whoever drives it.
 """
 
 import json
@@ -22,7 +23,7 @@ import numpy as np
 
 from handler import errors
 from handler.errors import RequestError
-from handler.image import decode, preprocess
+from handler.images.decode import decode, preprocess
 from tests.fuzz.corpus import images
 from tests.measure import resident_megabytes
 
@@ -44,7 +45,9 @@ class Worker:
         self.documented = {(int(status), code) for code, status in codes if int(status) < 500}
         self.documented |= {(404, "not_found"), (405, "method_not_allowed")}
         kinds = ("jpeg", "png RGB", "webp lossy", "gif", "bmp RGB", "tiff tiff_lzw", "avif")
-        self.sound = [(data, self._pixels(data, "openai")) for data in (images()[kind] for kind in kinds)]
+        self.sound = [
+            (data, self._pixels(data, "openai")) for data in (images()[kind] for kind in kinds)
+        ]
         self.photo = images()["jpeg"]
         self.vector = service.encoder.encode(self.photo)
         self.cases = 0
@@ -104,7 +107,9 @@ class Worker:
         data, expected = self.sound[self.cases % len(self.sound)]
         if not np.array_equal(self._pixels(data, "openai"), expected):
             raise Wrong("the next sound image has other pixels")
-        if self.cases % 100 == 0 and not np.array_equal(self.main.encoder.encode(self.photo), self.vector):
+        if self.cases % 100 == 0 and not np.array_equal(
+            self.main.encoder.encode(self.photo), self.vector
+        ):
             raise Wrong("the next sound image has another vector")
 
 
@@ -127,14 +132,21 @@ def _check_answer(answer: Any) -> None:
 
 def _check_vector(vector: Any) -> None:
     array = np.asarray(vector, np.float64)
-    if array.shape != (512,) or not np.isfinite(array).all() or abs(np.linalg.norm(array) - 1) > 1e-5:
-        raise Wrong(f"not 512 finite numbers of unit length: {array.shape}, {np.linalg.norm(array)}")
+    if (
+        array.shape != (512,)
+        or not np.isfinite(array).all()
+        or abs(np.linalg.norm(array) - 1) > 1e-5
+    ):
+        raise Wrong(
+            f"not 512 finite numbers of unit length: {array.shape}, {np.linalg.norm(array)}"
+        )
 
 
 def limit_memory(more: int) -> None:
     """Let this process have `more` bytes than it has now.
 
-    Data, not address space: glibc reserves 64 MB of that for each thread, as room to grow without limit.
+    Data, not address space: glibc reserves 64 MB of that for each thread, as room to grow without
+    limit.
     """
     data = re.search(r"VmData:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert data
@@ -151,7 +163,8 @@ def _cases(pipe: BinaryIO) -> Iterator[tuple[str, bytes]]:
 def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the service logs to stdout
-    # Batch engines' events want an output; no bucket is allowed, so there is nothing to write to it.
+    # Batch engines' events want an output; no bucket is allowed, so there is nothing to write to
+    # it.
     os.environ["CLIP_OUTPUT"], os.environ["CLIP_S3_BUCKETS"] = "s3://nowhere", ""
     from handler import main as service  # it loads the model now
 

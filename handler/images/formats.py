@@ -1,7 +1,8 @@
 """What a file is and what it would cost, from its own bytes: no decoder has run yet.
 
 Decoders take one step, of Python or of memory, per segment, chunk, tag or scan, and a few megabytes
-can hold millions of those. Each walk here counts them and gives up at a number no real file reaches.
+can hold millions of those. Each walk here counts them and gives up at a number no real file
+reaches.
 """
 
 import math
@@ -86,7 +87,9 @@ _SCAN = b"\xff\xda"
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # not a stuffed zero, a restart or a fill byte
 
 
-_BARE = frozenset((0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE)))  # markers after which Pillow skips nothing
+_BARE = frozenset(
+    (0xC8, 0xD8, 0xD9, *range(0xF0, 0xFE))
+)  # markers after which Pillow skips nothing
 
 
 def check_structure(kind: str, data: bytes) -> None:
@@ -125,7 +128,9 @@ def _check_jpeg(data: bytes) -> None:
         if data[position - 1] not in _BARE:
             position += int.from_bytes(data[position : position + 2], "big")
         if segments > MAX_SEGMENTS:
-            raise InvalidImage(f"the JPEG image has more than {MAX_SEGMENTS} segments before its picture")
+            raise InvalidImage(
+                f"the JPEG image has more than {MAX_SEGMENTS} segments before its picture"
+            )
     if junk + (marker.start() if marker else len(data)) - position > MAX_JUNK:
         raise InvalidImage("the JPEG image has more filling than header")
 
@@ -138,7 +143,9 @@ def _png_chunks(data: bytes) -> Iterator[int]:
 
 
 def _gif_blocks(data: bytes) -> Iterator[int]:
-    """Positions up to the first picture's; sub-blocks count as blocks. As Pillow reads, flaws and all."""
+    """Positions up to the first picture's; sub-blocks count as blocks. As Pillow reads, flaws and
+    all.
+    """
     flags = data[10] if len(data) > 10 else 0
     position = 13 + (3 << (flags & 7) + 1 if flags & 0x80 else 0)
     while position < len(data) and data[position] != ord(","):
@@ -147,15 +154,33 @@ def _gif_blocks(data: bytes) -> Iterator[int]:
             position += 1
             continue
         label, position, blocks = data[position + 1 : position + 2], position + 2, 0
-        # Sub-blocks end with an empty one, except that the first ones of some extensions always count.
-        least = (label != b"\xfe") + (label == b"\xff" and data.startswith(b"NETSCAPE2.0", position + 1))
+        # Sub-blocks end with an empty one, except that the first ones of some extensions always
+        # count.
+        least = (label != b"\xfe") + (
+            label == b"\xff" and data.startswith(b"NETSCAPE2.0", position + 1)
+        )
         while position < len(data) and (data[position] or blocks < least):
             yield position
             position, blocks = position + 1 + data[position], blocks + 1
         position += 1
 
 
-_TYPE_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8}
+_TYPE_SIZES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+}
 
 
 def _check_tiff(data: bytes) -> None:
@@ -164,19 +189,28 @@ def _check_tiff(data: bytes) -> None:
     try:
         (start,) = struct.unpack_from(f"{order}I", data, 4)
         (entries,) = struct.unpack_from(f"{order}H", data, start)
-        table = [struct.unpack_from(f"{order}HHI4s", data, start + 2 + 12 * i) for i in range(entries)]
+        table = [
+            struct.unpack_from(f"{order}HHI4s", data, start + 2 + 12 * i) for i in range(entries)
+        ]
     except struct.error:
         return
     sizes = [_TYPE_SIZES.get(kind, 0) for _, kind, _, _ in table]
     if sum(size * entry[2] for size, entry in zip(sizes, table, strict=True)) > len(data):
         raise InvalidImage("the TIFF image's tags claim more bytes than the file has")
     # Texts may be long, and bytes of tags that hold whole documents (from XMP's, 700, upwards).
-    if any(n > MAX_VALUES and kind != 2 and (kind not in (1, 7) or tag < 700) for tag, kind, n, _ in table):
+    if any(
+        n > MAX_VALUES and kind != 2 and (kind not in (1, 7) or tag < 700)
+        for tag, kind, n, _ in table
+    ):
         raise InvalidImage(f"a tag of the TIFF image has more than {MAX_VALUES:,} values")
-    tile = [(kind, value) for tag, kind, _, value in table if tag in (322, 323)]  # TileWidth, TileLength
+    tile = [
+        (kind, value) for tag, kind, _, value in table if tag in (322, 323)
+    ]  # TileWidth, TileLength
     if any(kind not in (3, 4) for kind, _ in tile):
         raise InvalidImage("the TIFF image's tiles have no proper size")
-    sides = [struct.unpack(f"{order}I" if kind == 4 else f"{order}Hxx", value)[0] for kind, value in tile]
+    sides = [
+        struct.unpack(f"{order}I" if kind == 4 else f"{order}Hxx", value)[0] for kind, value in tile
+    ]
     if len(sides) > 1 and math.prod(sorted(sides)[-2:]) > MAX_TILE:
         raise InvalidImage("the TIFF image's tiles are larger than any real ones")
 
@@ -185,7 +219,10 @@ def _check_avif(data: bytes) -> None:
     """Source: ISO 14496-12, boxes: size, type, and a size of 64 bits where the first is 1."""
     position = 0
     for _ in range(MAX_BLOCKS):
-        size, kind = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
+        size, kind = (
+            int.from_bytes(data[position : position + 4], "big"),
+            data[position + 4 : position + 8],
+        )
         if size == 1:
             size = int.from_bytes(data[position + 8 : position + 16], "big")
         if kind == b"meta" and (size > MAX_META or size == 0):

@@ -22,7 +22,7 @@ from handler.errors import (
     TooManyPixels,
     TruncatedImage,
 )
-from handler.formats import check_structure, jpeg_scans, sniff, webp_size
+from handler.images.formats import check_structure, jpeg_scans, sniff, webp_size
 
 SIZE = 224
 """Side of the square the model sees, in pixels."""
@@ -34,7 +34,8 @@ _FULL_SIZE = (0, 0)
 def decode(data: bytes, config: Config) -> Image.Image:
     """Decode `data` completely, once its header has passed every limit.
 
-    A large JPEG comes out at 1/2, 1/4 or 1/8 of its size, as ``jpeg_draft`` says; `preprocess` knows.
+    A large JPEG comes out at 1/2, 1/4 or 1/8 of its size, as ``jpeg_draft`` says; `preprocess`
+    knows.
 
     Raises:
         MissingField, ImageTooLarge: no bytes, or over ``max_image_bytes``.
@@ -46,7 +47,9 @@ def decode(data: bytes, config: Config) -> Image.Image:
     if not data:
         raise MissingField("the image is empty: send the bytes of an image file")
     if len(data) > config.max_image_bytes:
-        raise ImageTooLarge(f"the image has {len(data):,} bytes, the limit is {config.max_image_bytes:,}")
+        raise ImageTooLarge(
+            f"the image has {len(data):,} bytes, the limit is {config.max_image_bytes:,}"
+        )
     kind = sniff(data)
     check_structure(kind, data)
     if kind == "WEBP":
@@ -61,7 +64,8 @@ def decode(data: bytes, config: Config) -> Image.Image:
         image.load()
     except ClipError:
         raise
-    except Exception as error:  # noqa: BLE001  # decoders raise anything; whatever it is, this image is why
+    # decoders raise anything; whatever it is, this image is why
+    except Exception as error:  # noqa: BLE001
         _raise_undecodable(kind, error)
     return image
 
@@ -128,7 +132,8 @@ def correct(image: Image.Image) -> Image.Image:
 
 def _check_shape(kind: str, size: tuple[int, int], mode: str, config: Config) -> None:
     width, height = size
-    # Four bytes a pixel, but libwebp takes sixteen, libavif eight, and alpha is multiplied in a copy.
+    # Four bytes a pixel, but libwebp takes sixteen, libavif eight, and alpha is multiplied in a
+    # copy.
     limit = config.max_pixels // {"WEBP": 4, "AVIF": 2}.get(kind, 2 if "A" in mode.upper() else 1)
     if width * height > limit:
         raise TooManyPixels(
@@ -143,7 +148,8 @@ def _check_shape(kind: str, size: tuple[int, int], mode: str, config: Config) ->
 
 
 def _check_scans(data: bytes, size: tuple[int, int], config: Config) -> None:
-    """A progressive JPEG is decoded once per scan, and a scan can be ten bytes: bound their product.
+    """A progressive JPEG is decoded once per scan, and a scan can be ten bytes: bound their
+    product.
 
     Real files have about ten scans; 16 of the largest image allowed leaves room for all of them.
     """
@@ -159,7 +165,11 @@ def _raise_undecodable(kind: str, error: Exception) -> NoReturn:
     if isinstance(error, (EOFError, IndexError)) or "truncated" in text:
         raise TruncatedImage(f"the {kind} image ends before its data is complete") from error
     if isinstance(error, (MemoryError, Image.DecompressionBombError)):
-        raise TooManyPixels(f"decoding the {kind} image takes more memory than is allowed") from error
+        raise TooManyPixels(
+            f"decoding the {kind} image takes more memory than is allowed"
+        ) from error
     if isinstance(error, UnidentifiedImageError):
         raise InvalidImage(f"the data begins like {kind} but its header cannot be read") from error
-    raise InvalidImage(f"the {kind} image is corrupt, or of a kind that cannot become RGB") from error
+    raise InvalidImage(
+        f"the {kind} image is corrupt, or of a kind that cannot become RGB"
+    ) from error

@@ -1,13 +1,16 @@
-"""AWS's batch engines: each hands over S3 objects in its own form and wants failures named in its own.
+"""AWS's batch engines: each hands over S3 objects in its own form and wants failures named in its
+own.
 
-S3 Batch Operations, SQS, S3 notifications (from S3 or by EventBridge) and Step Functions Distributed
-Map. Retries are theirs: a failure that may pass is handed back, and doing a thing twice does no harm.
+S3 Batch Operations, SQS, S3 notifications (from S3 or by EventBridge) and Step Functions
+Distributed Map. Retries are theirs: a failure that may pass is handed back, and doing a thing
+twice does no harm.
 
 Whatever names an object without a version means the object as it is now, and after each event the
 output holds what the bucket holds: one vector for an image, none for anything else. Engines deliver
 twice, late and in any order, so an event is never believed: a notification only says that a key
 changed, the object is read, its vector written or removed, and then the object is looked at once
-more. If it changed in between, someone newer may have written before us, and the engine tries again.
+more. If it changed in between, someone newer may have written before us, and the engine tries
+again.
 """
 
 import json
@@ -16,7 +19,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 from urllib.parse import unquote_plus
 
-from handler import output, s3, schemas, telemetry
+from handler import schemas, telemetry
 from handler.encoder import Embedding, Encoder
 from handler.errors import (
     ClipError,
@@ -28,13 +31,16 @@ from handler.errors import (
     SourceNotAllowed,
     SourceNotFound,
 )
-from handler.s3 import Source
+from handler.events import output
+from handler.images import s3
+from handler.images.s3 import Source
 
 log = logging.getLogger("clip")
 
 Parsed = TypeVar("Parsed")
 Wanted = dict[Source, bool]
-"""Objects, and whether someone asks for their vectors by name; else they are said to have changed."""
+"""Objects, and whether someone asks for their vectors by name; else they are said to have changed.
+"""
 Outcomes = dict[Source, Embedding | ClipError]
 
 
@@ -56,17 +62,20 @@ def handle(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
     """Answer a batch engine's event, its vectors written to ``CLIP_OUTPUT``.
 
     Raises:
-        InvalidEvent: malformed, or there is no caller to answer while ``CLIP_OUTPUT`` is ``caller``.
+        InvalidEvent: malformed, or there is no caller to answer while ``CLIP_OUTPUT`` is
+        ``caller``.
         ClipError: failures, of an engine that cannot be told of single ones; the text names them.
     """
     name = kind(event)
     if encoder.config.output == "caller" and name != "map":
-        raise InvalidEvent("this event has no caller to answer: set CLIP_OUTPUT to where vectors should go")
+        raise InvalidEvent(
+            "this event has no caller to answer: set CLIP_OUTPUT to where vectors should go"
+        )
     answer = {"s3_batch": _s3_batch, "sqs": _sqs, "s3_event": _s3_event, "map": _map}[str(name)]
     return answer(event, encoder)
 
 
-# --- the engines ------------------------------------------------------------------------------------
+# --- the engines ----------------------------------------------------------------------------------
 
 
 def _s3_batch(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
@@ -80,7 +89,10 @@ def _s3_batch(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
     results = []
     for task, source in tasks:
         outcome = outcomes[source] if isinstance(source, Source) else source
-        code, text = "Succeeded", output.location(source, encoder) if isinstance(source, Source) else ""
+        code, text = (
+            "Succeeded",
+            output.location(source, encoder) if isinstance(source, Source) else "",
+        )
         if isinstance(outcome, ClipError):
             code = "TemporaryFailure" if outcome.retryable else "PermanentFailure"
             text = str(outcome)
@@ -94,9 +106,12 @@ def _s3_batch(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
 
 
 def _sqs(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
-    """SQS: the ids of the messages that failed, which SQS delivers again or, in the end, sets aside."""
+    """SQS: the ids of the messages that failed, which SQS delivers again or, in the end, sets
+    aside.
+    """
     messages = [
-        (record.get("messageId"), _attempt(_message_sources, record)) for record in _list(event, "Records")
+        (record.get("messageId"), _attempt(_message_sources, record))
+        for record in _list(event, "Records")
     ]
     wanted = _merged(sources for _, sources in messages if not isinstance(sources, ClipError))
     failures = _failures(_process(wanted, encoder), wanted)
@@ -110,7 +125,9 @@ def _sqs(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
 
 
 def _s3_event(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
-    """A notification without a queue: failures are raised: Lambda tries again, then sets them aside."""
+    """A notification without a queue: failures are raised: Lambda tries again, then sets them
+    aside.
+    """
     wanted = _sources(event)
     outcomes = _process(wanted, encoder)
     _raise_failures(_failures(outcomes, wanted), of=len(outcomes))
@@ -119,7 +136,9 @@ def _s3_event(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
 
 
 def _map(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
-    """A batch of a Distributed Map: failures that may pass are raised, for its Retry; others are named."""
+    """A batch of a Distributed Map: failures that may pass are raised, for its Retry; others are
+    named.
+    """
     items = [_attempt(_item_source, item) for item in _list(event, "Items", object)]
     wanted = {item: True for item in items if isinstance(item, Source)}
     file = _run_file(event, wanted, encoder)
@@ -127,7 +146,9 @@ def _map(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
     results = [outcomes[item] if isinstance(item, Source) else item for item in items]
     errors = schemas.batch_errors(results)
     for error in errors:
-        error["source"] = str(items[error["index"]]) if isinstance(items[error["index"]], Source) else None
+        error["source"] = (
+            str(items[error["index"]]) if isinstance(items[error["index"]], Source) else None
+        )
     failures = _failures(outcomes, wanted)
     if any(error.retryable for error in failures.values()):
         _raise_failures(failures, of=len(outcomes))
@@ -141,19 +162,24 @@ def _map(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
 
 
 def _run_file(event: Mapping[str, Any], wanted: Wanted, encoder: Encoder) -> str:
-    """The file of the batch in the folder of its run; empty where its objects have places of their own."""
+    """The file of the batch in the folder of its run; empty where its objects have places of their
+    own.
+    """
     match event.get("BatchInput"):
         case {"run": str(run)} if encoder.config.output != "caller":
             return output.run_file(run, list(wanted), encoder)
     return ""
 
 
-# --- what they name ---------------------------------------------------------------------------------
+# --- what they name -------------------------------------------------------------------------------
 
 
 def _task_source(task: Mapping[str, Any]) -> Source:
     match task:
-        case {"s3Key": str(key), "s3Bucket": str(bucket)} | {"s3Key": str(key), "s3BucketArn": str(bucket)}:
+        case {"s3Key": str(key), "s3Bucket": str(bucket)} | {
+            "s3Key": str(key),
+            "s3BucketArn": str(bucket),
+        }:
             return _source(bucket.rpartition(":")[2], unquote_plus(key), task.get("s3VersionId"))
     raise InvalidEvent("a task of S3 Batch Operations names no bucket or no key")
 
@@ -177,7 +203,8 @@ def _from_json(text: object) -> object:
 
 
 def _sources(message: object) -> Wanted:
-    """The objects that a message names: S3's own, by way of SNS or EventBridge or not, or `{"s3": ...}`.
+    """The objects that a message names: S3's own, by way of SNS or EventBridge or not, or `{"s3":
+    ...}`.
 
     Raises:
         InvalidEvent, InvalidField, MissingField: none of those, or malformed.
@@ -194,11 +221,15 @@ def _sources(message: object) -> Wanted:
             return {_source(bucket, key): False}
         case {"s3": wanted, **rest} if not rest:
             return {_item_source({"s3": wanted}): True}
-    raise InvalidEvent('expected an S3 notification (as it is, or by SNS or EventBridge) or {"s3": {...}}')
+    raise InvalidEvent(
+        'expected an S3 notification (as it is, or by SNS or EventBridge) or {"s3": {...}}'
+    )
 
 
 def _record_source(record: object) -> Source:
-    """The object that changed; its version is left out, being the current one no more when this is late."""
+    """The object that changed; its version is left out, being the current one no more when this is
+    late.
+    """
     match record:
         case {"s3": {"bucket": {"name": bucket}, "object": {"key": str(key)}}}:
             return _source(bucket, unquote_plus(key))
@@ -214,7 +245,9 @@ def _merged(messages: Iterable[Wanted]) -> Wanted:
 
 
 def _source(bucket: object, key: object, version_id: object = None) -> Source:
-    if not (isinstance(bucket, str) and isinstance(key, str) and isinstance(version_id, str | None)):
+    if not (
+        isinstance(bucket, str) and isinstance(key, str) and isinstance(version_id, str | None)
+    ):
         raise InvalidEvent("a bucket, a key or a version is not a text")
     return Source(bucket, key, version_id or "")
 
@@ -234,11 +267,12 @@ def _attempt(parse: Callable[[Any], Parsed], item: object) -> Parsed | ClipError
         return error.with_traceback(None)
 
 
-# --- what is common to all --------------------------------------------------------------------------
+# --- what is common to all ------------------------------------------------------------------------
 
 
 def _process(wanted: Wanted, encoder: Encoder, file: str = "") -> Outcomes:
-    """Encode every source once, however often it is named, and make the output hold what came of it.
+    """Encode every source once, however often it is named, and make the output hold what came of
+    it.
 
     Vectors go into `file`, or each to a place of its own. Failures are logged one by one.
     """
@@ -270,7 +304,9 @@ def _write(encoded: Outcomes, encoder: Encoder, file: str) -> dict[Source, ClipE
 
 
 def _has_no_vector(error: ClipError) -> bool:
-    """Whether `error` says that the object is gone, or no image: not that it could not be looked at."""
+    """Whether `error` says that the object is gone, or no image: not that it could not be looked
+    at.
+    """
     return not error.retryable and not isinstance(error, SourceDenied | SourceNotAllowed)
 
 
@@ -285,12 +321,15 @@ def _failures(outcomes: Outcomes, wanted: Wanted) -> dict[Source, ClipError]:
     return {
         source: outcome
         for source, outcome in outcomes.items()
-        if isinstance(outcome, ClipError) and (wanted[source] or not isinstance(outcome, SourceNotFound))
+        if isinstance(outcome, ClipError)
+        and (wanted[source] or not isinstance(outcome, SourceNotFound))
     }
 
 
 def _raise_failures(failures: Mapping[Source, ClipError], of: int) -> None:
-    """Raise one error for all, of a retryable kind if there is one; the good ones are written already."""
+    """Raise one error for all, of a retryable kind if there is one; the good ones are written
+    already.
+    """
     if failures:
         ordered = sorted(failures.items(), key=lambda failure: not failure[1].retryable)
         named = "; ".join(f"{source}: {error}" for source, error in ordered)

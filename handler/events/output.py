@@ -1,9 +1,10 @@
-"""Vectors out: where ``CLIP_OUTPUT`` says, under names made of what went in, so that a repeat overwrites.
+"""Vectors out: where ``CLIP_OUTPUT`` says, under names made of what went in, so that a repeat
+overwrites.
 
-In an index of S3 Vectors each object has one vector, under `vector_key`. In a bucket each object has a
-file of its own, ``<prefix>/<fingerprint>/objects/<hash of its name>.npz``, or shares one with its batch of a
-Distributed Map, ``<prefix>/<fingerprint>/runs/<run>/<hash of its names>.npz``. An object that has no vector
-any more is deleted from an index; a file names it in ``removed``.
+In an index of S3 Vectors each object has one vector, under `vector_key`. In a bucket each object
+has a file of its own, ``<prefix>/<fingerprint>/objects/<hash of its name>.npz``, or shares one
+with its batch of a Distributed Map, ``<prefix>/<fingerprint>/runs/<run>/<hash of its names>.npz``.
+An object that has no vector any more is deleted from an index; a file names it in ``removed``.
 """
 
 import hashlib
@@ -17,9 +18,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from handler import s3, schemas
+from handler import schemas
 from handler.encoder import Embedding, Encoder
 from handler.errors import ClipError, InvalidEvent, OutputRefused, OutputUnavailable
+from handler.images import s3
 
 PER_REQUEST = 500
 """Vectors that S3 Vectors puts or deletes in one request."""
@@ -43,9 +45,12 @@ def write(entries: Sequence[Entry], encoder: Encoder, file: str = "") -> dict[s3
     """Write every entry to ``CLIP_OUTPUT``; what is in no error of the answer is there, or is gone.
 
     `file`, from `run_file`, takes all of them; without one each object has a place of its own.
-    An entry fails alone: OutputUnavailable may pass, OutputRefused will not. To write twice does no harm.
+    An entry fails alone: OutputUnavailable may pass, OutputRefused will not. To write twice does
+    no harm.
     """
-    sound = [entry for entry in entries if entry.embedding is None or np.isfinite(entry.embedding).all()]
+    sound = [
+        entry for entry in entries if entry.embedding is None or np.isfinite(entry.embedding).all()
+    ]
     refused = {entry.source for entry in entries} - {entry.source for entry in sound}
     errors: dict[s3.Source, ClipError] = {
         source: OutputRefused("the vector holds a number that is not finite") for source in refused
@@ -59,9 +64,13 @@ def _send(entries: Sequence[Entry], encoder: Encoder, file: str) -> dict[s3.Sour
     if is_index(encoder):
         vectors = [entry for entry in entries if entry.embedding is not None]
         removed = [entry for entry in entries if entry.embedding is None]
-        return _in_requests(_put_vectors, vectors, encoder) | _in_requests(_delete_vectors, removed, encoder)
+        return _in_requests(_put_vectors, vectors, encoder) | _in_requests(
+            _delete_vectors, removed, encoder
+        )
     errors: dict[s3.Source, ClipError] = {}
-    for failed in s3.threads().map(lambda entry: _attempt(_put_own_file, [entry], encoder), entries):
+    for failed in s3.threads().map(
+        lambda entry: _attempt(_put_own_file, [entry], encoder), entries
+    ):
         errors |= failed
     return errors
 
@@ -85,7 +94,9 @@ def run_file(run: str, sources: Sequence[s3.Source], encoder: Encoder) -> str:
         InvalidEvent: `run` cannot be the name of a folder.
     """
     if not re.fullmatch(r"[^/\s\ud800-\udfff]{1,200}", run):
-        raise InvalidEvent("BatchInput.run must have 1 to 200 characters, none of them a slash or a space")
+        raise InvalidEvent(
+            "BatchInput.run must have 1 to 200 characters, none of them a slash or a space"
+        )
     if is_index(encoder):
         return ""
     names = json.dumps([str(source) for source in sources])  # a key may hold any character
@@ -101,8 +112,8 @@ def vector_key(source: s3.Source) -> str:
 def to_npz(entries: Sequence[Entry], encoder: Encoder) -> bytes:
     """Entries -> a NumPy archive, which ``numpy.load`` reads without pickle.
 
-    ``name``, ``bucket``, ``key``, ``version_id``, ``etag``, ``read_at`` [n], ``embedding`` [n, 512];
-    ``removed``, ``removed_at`` [m]: the names of objects found to have no vector any more;
+    ``name``, ``bucket``, ``key``, ``version_id``, ``etag``, ``read_at`` [n], ``embedding`` [n,
+    512]; ``removed``, ``removed_at`` [m]: the names of objects found to have no vector any more;
     ``fingerprint``. Times are in seconds since 1970, taken before the object was read.
     """
     file = io.BytesIO()
@@ -118,7 +129,9 @@ def to_npz(entries: Sequence[Entry], encoder: Encoder) -> bytes:
         version_id=np.array([source.version_id for source in sources], np.str_),
         etag=np.array([source.etag for source in sources], np.str_),
         read_at=np.array([source.read_at for source in sources], np.float64),
-        embedding=np.array([entry.embedding for entry in rows], np.float32).reshape(len(rows), size),
+        embedding=np.array([entry.embedding for entry in rows], np.float32).reshape(
+            len(rows), size
+        ),
         removed=np.array([str(source) for source in removed], np.str_),
         removed_at=np.array([source.read_at for source in removed], np.float64),
         fingerprint=np.array(encoder.fingerprint),
@@ -134,7 +147,7 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-# --- one request, and what is made of its failure ------------------------------------------------------
+# --- one request, and what is made of its failure -------------------------------------------------
 
 
 def _attempt(send: Send, entries: Sequence[Entry], encoder: Encoder) -> dict[s3.Source, ClipError]:
@@ -145,12 +158,16 @@ def _attempt(send: Send, entries: Sequence[Entry], encoder: Encoder) -> dict[s3.
         send(entries, encoder)
     except Exception as error:  # noqa: BLE001  # AWS's refusals, botocore's and urllib3's
         problem = _as_clip_error(error)
-        log.warning("%s cannot be written: %s: %s", encoder.config.output, type(error).__name__, error)
+        log.warning(
+            "%s cannot be written: %s: %s", encoder.config.output, type(error).__name__, error
+        )
         return {entry.source: problem for entry in entries}
     return {}
 
 
-def _in_requests(send: Send, entries: Sequence[Entry], encoder: Encoder) -> dict[s3.Source, ClipError]:
+def _in_requests(
+    send: Send, entries: Sequence[Entry], encoder: Encoder
+) -> dict[s3.Source, ClipError]:
     """Send `entries` in as few requests as may be.
 
     A request that is refused is sent again in halves, until what is at fault stands alone.
@@ -171,19 +188,23 @@ _MISSING = {"NoSuchBucket", "NotFoundException"}
 
 def _as_clip_error(error: Exception) -> ClipError:
     code, _ = s3.answered(error)
-    unfit = type(error).__name__ == "ParamValidationError"  # botocore's own, before anything is sent
+    unfit = (
+        type(error).__name__ == "ParamValidationError"
+    )  # botocore's own, before anything is sent
     if not unfit and (s3.may_pass(error) or code in _MISSING):
         return OutputUnavailable("the vector could not be written: the log says why")
     return OutputRefused("the output refuses the vector: the log says why")
 
 
-# --- what is sent -------------------------------------------------------------------------------------
+# --- what is sent ---------------------------------------------------------------------------------
 
 
 def _put_file(entries: Sequence[Entry], encoder: Encoder, place: str) -> None:
     bucket, _, key = place.removeprefix("s3://").partition("/")
     body = to_npz(entries, encoder)
-    s3.client("s3").put_object(Bucket=bucket, Key=key, Body=body, ContentType="application/octet-stream")
+    s3.client("s3").put_object(
+        Bucket=bucket, Key=key, Body=body, ContentType="application/octet-stream"
+    )
 
 
 def _put_own_file(entries: Sequence[Entry], encoder: Encoder) -> None:
@@ -209,7 +230,12 @@ def _index(encoder: Encoder) -> dict[str, str]:
 def _vector(entry: Entry, fingerprint: str) -> dict[str, Any]:
     source, embedding = entry
     assert embedding is not None
-    metadata = {"bucket": source.bucket, "key": source.key, "etag": source.etag, "fingerprint": fingerprint}
+    metadata = {
+        "bucket": source.bucket,
+        "key": source.key,
+        "etag": source.etag,
+        "fingerprint": fingerprint,
+    }
     if source.version_id:
         metadata["version_id"] = source.version_id
     return {

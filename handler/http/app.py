@@ -18,11 +18,12 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from handler import __version__, openapi, schemas, telemetry
+from handler import __version__, schemas, telemetry
 from handler.config import Config, available_cpus
 from handler.encoder import Encoder
 from handler.errors import BodyTooLarge, ClipError, InternalError, Overloaded, UnsupportedMediaType
-from handler.s3 import Source
+from handler.http import openapi
+from handler.images.s3 import Source
 
 OCTETS = "application/octet-stream"
 EXISTING = "POST /encode_image, POST /encode_images, GET /health, GET /docs"
@@ -48,7 +49,9 @@ def _add_routes(app: FastAPI, encoder: Encoder) -> None:
 
     @app.post("/encode_image", openapi_extra=openapi.ENCODE_IMAGE, responses=openapi.EMBEDDING)
     async def encode_image(request: Request) -> Response:
-        """Encode one image: as multipart field `image`, as base64 in JSON, in S3, or as the raw body."""
+        """Encode one image: as multipart field `image`, as base64 in JSON, in S3, or as the raw
+        body.
+        """
 
         def encode(content_type: str, body: bytes) -> Response:
             embedding = encoder.encode(_read_image(content_type, body))
@@ -68,14 +71,17 @@ def _add_routes(app: FastAPI, encoder: Encoder) -> None:
 
         def encode(content_type: str, body: bytes) -> Response:
             results = encoder.encode_batch(_read_images(content_type, body, config.max_images))
-            embeddings = ("null" if isinstance(r, ClipError) else schemas.to_json(r) for r in results)
+            embeddings = (
+                "null" if isinstance(r, ClipError) else schemas.to_json(r) for r in results
+            )
             errors = json.dumps(schemas.batch_errors(results), separators=(",", ":"))
             text = f'{{"embeddings":[{",".join(embeddings)}],"errors":{errors}}}'
             return Response(text, media_type="application/json")
 
         return await turns.take(request, encode)
 
-    # To HEAD the server sends what GET has, less its body; to list it would be to list one operation twice.
+    # To HEAD the server sends what GET has, less its body; to list it would be to list one
+    # operation twice.
     @app.head("/health", include_in_schema=False)
     @app.get("/health", response_model=schemas.Health)
     async def health() -> Response:
@@ -84,12 +90,15 @@ def _add_routes(app: FastAPI, encoder: Encoder) -> None:
 
 
 class _Turns:
-    """Bodies are read at once, up to a limit for all together; as many are worked on as there are CPUs."""
+    """Bodies are read at once, up to a limit for all together; as many are worked on as there are
+    CPUs.
+    """
 
     def __init__(self, config: Config) -> None:
         self.most = config.max_body_bytes
         self.held = 0  # bytes of all bodies in memory
-        # Our own: anyio's threads end with the event loop, and Mangum makes a loop for each request.
+        # Our own: anyio's threads end with the event loop, and Mangum makes a loop for each
+        # request.
         self.threads = ThreadPoolExecutor(available_cpus())
 
     async def take(self, request: Request, work: Callable[[str, bytes], Response]) -> Response:
@@ -156,9 +165,13 @@ def _add_error_responses(app: FastAPI) -> None:
 
 
 class _Outermost:
-    """Around every request: its log line, the headers every response has, and an answer to any fault."""
+    """Around every request: its log line, the headers every response has, and an answer to any
+    fault.
+    """
 
-    def __init__(self, app: ASGIApp, encoder: Encoder, with_cors: Callable[[ASGIApp], ASGIApp]) -> None:
+    def __init__(
+        self, app: ASGIApp, encoder: Encoder, with_cors: Callable[[ASGIApp], ASGIApp]
+    ) -> None:
         self.app = app
         self.answer = with_cors(self._answer)
         self.fingerprint = encoder.fingerprint.encode()
@@ -208,10 +221,14 @@ class _Outermost:
 
 
 def _cors(origins: Sequence[str]) -> Callable[[ASGIApp], ASGIApp]:
-    """What wraps an application so that browsers let pages from `origins` call it and read its answers."""
+    """What wraps an application so that browsers let pages from `origins` call it and read its
+    answers.
+    """
     if not origins:
         return lambda app: app
-    from starlette.middleware.cors import CORSMiddleware  # a cold start without origins does not pay for it
+    from starlette.middleware.cors import (
+        CORSMiddleware,  # a cold start without origins does not pay for it
+    )
 
     return partial(
         CORSMiddleware,

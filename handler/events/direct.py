@@ -1,12 +1,15 @@
-"""Events without HTTP: direct invokes, whose answer is the result itself, and those of batch engines."""
+"""Events without HTTP: direct invokes, whose answer is the result itself, and those of batch
+engines.
+"""
 
 import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from handler import batch, schemas, telemetry
+from handler import schemas, telemetry
 from handler.encoder import Encoder
 from handler.errors import InvalidEvent
+from handler.events import batch
 
 EXPECTED = (
     '{"image": ...}, {"s3": {...}}, {"images": [...]}, {"action": "health"}, a scheduled event, '

@@ -73,7 +73,9 @@ def parse_uri(uri: str) -> Source:
     return Source(bucket, key)
 
 
-def fetch(images: Iterable[bytes | ClipError | Source], config: Config) -> Iterator[bytes | ClipError]:
+def fetch(
+    images: Iterable[bytes | ClipError | Source], config: Config
+) -> Iterator[bytes | ClipError]:
     """Replace every source by its bytes, or its error, in order; what is no source passes through.
 
     While the caller works on one, up to `AHEAD` more are read. A source fails alone, with
@@ -89,9 +91,11 @@ def fetch(images: Iterable[bytes | ClipError | Source], config: Config) -> Itera
 
 
 def changed(sources: Sequence[Source]) -> dict[Source, ClipError]:
-    """Look at each source once more: the errors of those that are not what they were when they were read.
+    """Look at each source once more: the errors of those that are not what they were when they
+    were read.
 
-    SourceChanged: replaced, removed or made since. SourceDenied, SourceUnavailable: S3 does not say.
+    SourceChanged: replaced, removed or made since. SourceDenied, SourceUnavailable: S3 does not
+    say.
     """
     with telemetry.timed("s3_wait_ms"):
         now = zip(sources, threads().map(_look, sources), strict=True)
@@ -112,7 +116,9 @@ def _look(source: Source) -> str | ClipError:
 def _difference(source: Source, found: str | ClipError) -> ClipError | None:
     if isinstance(found, ClipError):
         return found
-    return None if found == source.etag else SourceChanged("the object changed meanwhile: try again")
+    return (
+        None if found == source.etag else SourceChanged("the object changed meanwhile: try again")
+    )
 
 
 def client(service: str) -> Any:
@@ -143,7 +149,9 @@ def threads() -> ThreadPoolExecutor:
 
 def _start(source: Source, config: Config) -> ClipError | Future[bytes | ClipError]:
     if source.bucket not in config.s3_buckets:
-        return SourceNotAllowed("images are not read from that bucket: CLIP_S3_BUCKETS does not list it")
+        return SourceNotAllowed(
+            "images are not read from that bucket: CLIP_S3_BUCKETS does not list it"
+        )
     return threads().submit(_read, source, config.max_image_bytes)
 
 
@@ -166,7 +174,8 @@ def _read(source: Source, limit: int) -> bytes | ClipError:
                 return ImageTooLarge(f"the image has {size:,} bytes, the limit is {limit:,}")
             data: bytes = body.read()
             return data
-    except Exception as error:  # noqa: BLE001  # S3's refusals, botocore's and urllib3's: no common base
+    # S3's refusals, botocore's and urllib3's: no common base
+    except Exception as error:  # noqa: BLE001
         return _as_clip_error(source, error)
 
 
@@ -191,11 +200,15 @@ def _as_clip_error(source: Source, error: Exception) -> ClipError:
     encrypted = code.startswith("KMS.") or code == "InvalidRequest"  # under a key we have no use of
     if status not in (401, 403) and not encrypted:  # then it is not known what would help
         log.warning("%s cannot be read: %s: %s", source, type(error).__name__, error)
-    return SourceDenied("S3 denies the object to this service: its role lacks s3:GetObject, or its key")
+    return SourceDenied(
+        "S3 denies the object to this service: its role lacks s3:GetObject, or its key"
+    )
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether AWS may answer otherwise when the same is asked again: no answer, its own fault, a throttle."""
+    """Whether AWS may answer otherwise when the same is asked again: no answer, its own fault, a
+    throttle.
+    """
     code, status = answered(error)
     return code in _PASSING or "Throttl" in code or status == 429 or not 400 <= status < 500
 

@@ -1,0 +1,1 @@
+"""The HTTP interface: routes, what stands around every request, and how bodies are read."""

@@ -1,0 +1,1 @@
+"""Images: where they lie, what they are, and how they become pixels."""
