@@ -172,7 +172,7 @@ def test_the_settings_table_is_the_configs() -> None:
     assert table.keys() == defaults.keys()
     for name, default in defaults.items():
         if not isinstance(default, Path):
-            assert table[name] == ("none" if default == () else f"`{default}`")
+            assert table[name] == ("none" if default in ((), "") else f"`{default}`")
 
 
 def test_every_error_code_is_listed_under_its_status() -> None:
