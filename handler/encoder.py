@@ -34,17 +34,19 @@ log = logging.getLogger("clip")
 class Encoder:
     """Encodes images with one loaded engine; thread-safe."""
 
-    def __init__(self, engine: Engine, model: Model, config: Config, decoder: Decoder) -> None:
-        """Take a loaded engine and a decoder, and run the self-check."""
+    def __init__(
+        self, engine: Engine, model: Model, config: Config, decoder: Decoder | None = None
+    ) -> None:
+        """Take a loaded engine and a decoder, by default a new one, and run the self-check."""
         self.engine = engine
         self.model = model
         self.config = config
-        self.decoder = decoder
+        self.decoder = decoder or sandbox.start(config)
         self.fingerprint = model.fingerprint(engine.precision, config.preprocess, config.jpeg_draft)
         self._threads = ThreadPoolExecutor(available_cpus(), "decode")
         # An inference uses every CPU: two at once would only wait for each other.
         self._one_at_a_time = threading.Lock()
-        self.fault = health.self_check(engine, model, decoder)
+        self.fault = health.self_check(engine, model, self.decoder)
 
     def encode(self, image: Image, budget: Budget | None = None) -> Embedding:
         """One image, its file's bytes or its place in S3 -> float32 [512] of unit length.

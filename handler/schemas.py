@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from handler.errors import InvalidField, InvalidJson, MissingField, TooManyImages
 from handler.images.s3 import Image, Source
-from handler.images.strings import IMAGE_HELP
+from handler.images.strings import IMAGE_HELP, read_string
 from handler.outcome import Outcome
 
 Schema = TypeVar("Schema", bound=BaseModel)

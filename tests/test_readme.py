@@ -19,7 +19,8 @@ import pytest
 from events.generate import PHOTO
 from handler import errors
 from handler.config import Config
-from handler.encoder import Embedding, Encoder
+from handler.encoder import Encoder
+from handler.engines import Embedding
 from handler.events import output
 from handler.events.output import Entry
 from handler.images.s3 import Source
