@@ -238,8 +238,8 @@ def test_a_huge_image_without_the_memory_for_it_costs_the_next_nothing(
     answers = [
         json.loads(line[7:]) for line in run.stdout.splitlines() if line.startswith("answer ")
     ]
-    assert [status for status, _ in answers] == [200, 413, 413, 200]
-    assert answers[1][1]["code"] == "too_many_pixels"
+    assert [status for status, _ in answers] == [200, 422, 422, 200]
+    assert answers[1][1]["code"] == "image_too_costly"
     assert answers[3][1] == answers[0][1]
     np.testing.assert_array_equal(np.array(answers[3][1], np.float32), encoder.encode(picture(1)))
 
