@@ -22,9 +22,9 @@ pytest.importorskip("torch")
 
 import torch
 
-from export import checkpoint, graph, images, parity
+from export import ExportError, checkpoint, graph, images, parity
 from export.__main__ import main as export
-from export.checkpoint import DownloadError, ExportError, Reference
+from export.checkpoint import DownloadError, Reference
 from handler.engines.torch_clip import import_clip
 
 SMALL = (64, 64, 2, 64, 32, 8, 100, 64, 1, 1)
