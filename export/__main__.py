@@ -21,11 +21,11 @@ from PIL import Image
 from export import ExportError, checkpoint, folder, graph, images, int8, parity
 from export.checkpoint import DownloadError, Reference
 from handler import __version__
-from handler.config import PRECISIONS
 from handler.engines import Engine
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.engines.torch_clip import TorchClipEngine
 from handler.model import FORMAT, Model
+from handler.precision import EXPORTED
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -83,7 +83,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--precision",
-        choices=PRECISIONS,
+        choices=EXPORTED,
         default="fp32",
         help="int8: write that one beside fp32; fails if a vector's cosine to clip's is below 0.99",
     )

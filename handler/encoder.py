@@ -15,12 +15,10 @@ from handler.engines import Engine, load_engine
 from handler.errors import ClipError, ModelUnhealthy
 from handler.images import decode, s3
 from handler.model import Model
+from handler.precision import PRECISIONS
 
 Embedding = NDArray[np.float32]
 """float32 [512], unit length."""
-
-# How far the golden image's vector may be from clip's own: the limits of the export's parity gate.
-MIN_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.99}
 
 CHUNK = 8
 """Images of one inference: more gain no speed (see the benchmark), and make others wait."""
@@ -112,7 +110,7 @@ class Encoder:
         except Exception:
             log.exception("self-check: the golden image cannot be encoded")
             return "the golden image cannot be encoded"
-        if cosine >= MIN_COSINE[self.engine.precision]:
+        if cosine >= PRECISIONS[self.engine.precision].self_check:
             return None
         fault = f"the golden image's vector has cosine {cosine:.6f} with the recorded one"
         log.error("self-check: %s: the model files are not those that model.json describes", fault)

@@ -283,14 +283,10 @@ def test_a_new_export_replaces_the_old(
 ) -> None:
     out = tmp_path / "model"
     shutil.copytree(model_dir, out)
-    (out / "stale").write_text("from an older version")
+    (out / "notes.txt").write_text("precious")
     one = dict(list(images.parity_images().items())[:1])
     monkeypatch.setattr(images, "parity_images", lambda: one)
     assert export(["--checkpoint", str(synthetic), "--out", str(out)]) == 0
-    assert {f.name for f in out.iterdir()} == {
-        "model.json",
-        "visual.onnx",
-        "visual.onnx.data",
-        "visual.pt",
-    }
+    written = {"model.json", "visual.onnx", "visual.onnx.data", "visual.pt"}
+    assert {f.name for f in out.iterdir()} == written | {"notes.txt"}
     assert json.loads((out / "model.json").read_text())["weights"] == "custom"
