@@ -46,6 +46,7 @@ FORBIDDEN |= {
     "http.server",
     "pdb",
     "pydoc",
+    "difflib",
     "distutils",
     "fastapi.testclient",
 }
