@@ -65,7 +65,10 @@ class Source:
         return f"{self.version_id}{'@' if self.version_id else ''}s3://{self.bucket}/{self.key}"
 
 
-Image = bytes | Source
+File = bytes | memoryview
+"""The bytes of an image file; a view where they are a piece of a request's body."""
+
+Image = File | Source
 """An image as a request gives it: the bytes of its file, or its place."""
 
 
@@ -81,13 +84,13 @@ def parse_uri(uri: str) -> Source:
 
 def fetch(
     images: Iterable[Outcome[Image]], config: Config, budget: Budget
-) -> Iterator[Outcome[bytes]]:
+) -> Iterator[Outcome[File]]:
     """Replace every source by its bytes, or its error, in order; what is no source passes through.
 
     While the caller works on one, up to `AHEAD` more are read. A source fails alone, with
     SourceNotAllowed, SourceNotFound, SourceDenied, ImageTooLarge, SourceUnavailable or OutOfTime.
     """
-    ahead: deque[Outcome[bytes] | Future[Outcome[bytes]]] = deque()
+    ahead: deque[Outcome[File] | Future[Outcome[File]]] = deque()
     for image in images:
         ahead.append(_start(image, config))
         if len(ahead) > AHEAD:
@@ -153,7 +156,7 @@ def threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(AHEAD)
 
 
-def _start(image: Outcome[Image], config: Config) -> Outcome[bytes] | Future[Outcome[bytes]]:
+def _start(image: Outcome[Image], config: Config) -> Outcome[File] | Future[Outcome[File]]:
     source = image.value
     if not isinstance(source, Source):
         return Outcome(source, image.error)
@@ -166,14 +169,14 @@ def _start(image: Outcome[Image], config: Config) -> Outcome[bytes] | Future[Out
     return threads().submit(Outcome.of, partial(_read, source, config.max_image_bytes))
 
 
-def _finish(image: Outcome[bytes] | Future[Outcome[bytes]]) -> Outcome[bytes]:
+def _finish(image: Outcome[File] | Future[Outcome[File]]) -> Outcome[File]:
     if not isinstance(image, Future):
         return image
     with telemetry.timed("s3_wait_ms"):
         return image.result()
 
 
-def _read(source: Source, limit: int) -> bytes:
+def _read(source: Source, limit: int) -> File:
     version = {"VersionId": source.version_id} if source.version_id else {}
     source.read_at = time.time()
     try:
