@@ -5,7 +5,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
-RUNTIME = ("fastapi", "mangum", "numpy", "onnxruntime", "pillow", "pydantic", "python-multipart")
+RUNTIME = ("fastapi", "mangum", "numpy", "onnxruntime", "pillow", "pydantic")
 BASELINE = ("fastapi", "mangum", "python-multipart", "torch", "torchvision", "openai-clip")
 FASTEMBED = ("fastapi", "mangum", "python-multipart", "fastembed")
 CHECKPOINT = Path("~/.cache/clip/ViT-B-32-synthetic.pt").expanduser()
