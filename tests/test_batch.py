@@ -29,7 +29,6 @@ from handler.errors import (
     SourceUnavailable,
 )
 from handler.events import direct
-from handler.images import s3
 from tests.answers import assert_same
 from tests.aws import take_vectors
 from tests.conftest import with_settings

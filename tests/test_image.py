@@ -215,7 +215,7 @@ def test_the_corrected_profile_does_what_people_expect() -> None:
 
 
 def test_the_corrected_profile_scales_every_kind_of_16_bits() -> None:
-    ramp = np.arange(0, 65536, 64, np.uint16).reshape(32, 32)
+    ramp = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
     expected = (ramp // 257).astype(np.uint8)
     for mode in ("I;16", "I;16B", "I"):
         image = Image.fromarray(ramp.astype(np.int32) if mode == "I" else ramp)

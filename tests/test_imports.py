@@ -26,8 +26,8 @@ def _modules_after(code: str, **env: str) -> set[str]:
 # that it is worth its time: `python -X importtime -c "import handler.main"` says how much.
 PACKAGES = {
     "handler",
-    *("numpy", "PIL", "onnxruntime"),  # the engine
-    *("fastapi", "starlette", "anyio", "mangum", "python_multipart"),  # the interface
+    *("numpy", "onnxruntime"),  # the engine
+    *("fastapi", "starlette", "anyio", "mangum"),  # the interface
     *("pydantic", "pydantic_core", "annotated_types", "annotated_doc", "typing_inspection"),
     *("opentelemetry", "typing_extensions"),  # FastAPI's own
 }

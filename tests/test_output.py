@@ -18,7 +18,6 @@ from handler.encoder import Encoder
 from handler.errors import InvalidEvent, OutputRefused, OutputUnavailable
 from handler.events import direct, output
 from handler.events.output import Entry, location, run_file, vector_key
-from handler.images import s3
 from handler.images.s3 import Source
 from tests.answers import assert_same
 from tests.aws import UNWRITABLE, take_vectors

@@ -24,7 +24,7 @@ import numpy as np
 
 from handler import errors
 from handler.errors import RequestError
-from handler.images.sandbox import Sandbox
+from handler.images.sandbox import Decoder, Sandbox
 from handler.images.wire import SIZE
 from tests.fuzz.corpus import images
 from tests.measure import children, resident_megabytes
@@ -165,10 +165,12 @@ def _cases(pipe: BinaryIO) -> Iterator[tuple[str, bytes]]:
         yield {b"i": "image", b"e": "event", b"v": "encode"}[kind], pipe.read(length)
 
 
-def _megabytes(box: Sandbox) -> float:
+def _megabytes(box: Decoder) -> float:
     """What the service and the processes of its sandbox hold together."""
+    assert isinstance(box, Sandbox)
     zygote = box.processes()[0]
-    return sum(map(resident_megabytes, ("self", zygote, *children(zygote))))
+    processes: list[int | str] = ["self", zygote, *children(zygote)]
+    return sum(resident_megabytes(process) for process in processes)
 
 
 def main() -> None:
