@@ -152,7 +152,7 @@ Entries = dict[int, tuple[int, list[int] | bytes]]
 
 
 def tiff(width: int, height: int, compression: int = 1, data: bytes = b"", **tags: Any) -> bytes:
-    """8-bit grey in one strip; `tags` like ``t278=(4, [1])`` replace an entry, ``None`` removes it."""
+    """8-bit grey in one strip; a tag like ``t278=(4, [1])`` replaces an entry, None removes it."""
     entries: dict[int, Any] = (
         {
             256: (4, [width]),

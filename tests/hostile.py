@@ -1,7 +1,7 @@
-"""What runs in a decoder's process in ``test_sandbox.py``: hostile on request, else the real decoder.
+"""A decoder for ``test_sandbox.py``: hostile on request, else the real one.
 
-A file that begins like a JPEG and goes on with one of the words below makes the process misbehave in
-that way, as code would that has taken over a decoder.
+A file that begins like a JPEG and goes on with one of the words below makes the process misbehave
+in that way, as code would that has taken over a decoder.
 """
 
 import ctypes

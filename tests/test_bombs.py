@@ -17,7 +17,7 @@ from tests.measure import measure
 from tests.test_server import Server, server
 
 QUICK = Config(decode_seconds=0.5)
-"""The kernel keeps this limit as it keeps the default of 2 s; what is tried takes a quarter as long."""
+"""The kernel keeps this limit as it keeps the default of 2 s; trying it takes a quarter as long."""
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Broken surroundings around a real process: it says what is wrong in one line, or goes on soundly."""
+"""Broken surroundings around a real process: it goes on soundly, or says in one line why not."""
 
 import gc
 import json
@@ -164,7 +164,8 @@ def test_changed_weights_of_the_same_size_serve_nothing(spoiled: Path, tmp_path:
 
 ENCODE = """
 import base64, json, sys
-answers = [main.handler({"image": base64.b64encode(open(path, "rb").read()).decode()}, None) for path in %r]
+files = [base64.b64encode(open(path, "rb").read()).decode() for path in %r]
+answers = [main.handler({"image": file}, None) for file in files]
 print(json.dumps([answer["embedding"] for answer in answers]))
 """
 
@@ -187,7 +188,8 @@ def test_a_read_only_file_system_without_shared_memory(
     """Everything is read-only, /tmp too (Lambda's is not), and /dev/shm takes nothing."""
     (tmp_path / "image").write_bytes(picture(1))
     script = "umount -l /dev/shm || true; mount -t tmpfs -o ro,size=4k none /dev/shm || exit 77\n"
-    script += 'for m in $(cut -d" " -f5 /proc/self/mountinfo); do mount -o remount,bind,ro "$m" 2>/dev/null; done\n'
+    script += 'for m in $(cut -d" " -f5 /proc/self/mountinfo); do\n'
+    script += '    mount -o remount,bind,ro "$m" 2>/dev/null; done\n'
     script += (
         '! touch /tmp/probe 2>/dev/null && ! touch /dev/shm/probe 2>/dev/null || exit 77\nexec "$@"'
     )

@@ -1,4 +1,4 @@
-"""Decoding: what is refused, why, and at what cost. (That pixels are clip's own: test_parity.py.)"""
+"""Decoding: what is refused, and why. (That pixels are clip's own: test_parity.py.)"""
 
 import io
 import re

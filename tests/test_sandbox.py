@@ -1,4 +1,4 @@
-"""The sandbox with real processes: what a decoder may do, and what becomes of one that does more."""
+"""The sandbox, with real processes: what a decoder may do, and what happens if it does more."""
 
 import gc
 import os

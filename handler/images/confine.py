@@ -1,7 +1,7 @@
 """What a process that decodes may not do, told to the kernel. Linux only.
 
-A decoder is a large C library reading what a stranger made. If one is taken over, the code that runs
-then finds itself in a process without files, network, children or credentials.
+A decoder is a large C library reading what a stranger made. If one is taken over, the code that
+runs then finds itself in a process without files, network, children or credentials.
 """
 
 import ctypes

@@ -26,7 +26,7 @@ from handler.images.formats import FORMATS
 from handler.images.wire import SIZE, Decoded, Limits
 
 _FULL_SIZE = (0, 0)
-"""Key in ``Image.info`` of the size before `_reduce`. No text, since a file could set any text key."""
+"""Key in ``Image.info`` of the size before `_reduce`. No text: a file could set any text key."""
 
 # Pillow's own limit raises at a number of pixels that is not ours; `_check_shape` has ours.
 Image.MAX_IMAGE_PIXELS = None
@@ -156,7 +156,8 @@ def _check_shape(size: tuple[int, int], limits: Limits) -> None:
     width, height = size
     if width * height > limits.max_pixels:
         raise TooManyPixels(
-            f"the image has {width:,} x {height:,} pixels; the limit is {limits.max_pixels:,} in all"
+            f"the image has {width:,} x {height:,} pixels; "
+            f"the limit is {limits.max_pixels:,} in all"
         )
     # The resized image is 224 on its short side: 1 x 20,000 pixels would become 224 x 4,480,000.
     if max(size) > limits.max_aspect_ratio * min(size):

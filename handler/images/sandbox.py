@@ -1,16 +1,17 @@
 """Decoding in processes of their own, bounded by the kernel.
 
-An image is a program for its decoder, written by a stranger. So the service never decodes: it sends
-the file to a decoder process over a socket pair, and pixels come back, or an error's code and text::
+An image is a program for its decoder, written by a stranger. So the service never decodes. It sends
+the file to a decoder process over a socket pair, and pixels come back, or an error's code and
+text::
 
     service ── orders ───────────────> zygote     a new interpreter: one thread, no environment
        │                                 │ forks
        └── files ──> <── pixels ──── decoders     as many as CPUs, one image at a time each
 
-What an image may cost is enforced by the kernel: CPU time by a timer that ends the process, memory by
-a limit on its address space, and everything else by what ``confine.py`` takes away. A process that
-ends, for whatever reason, takes one image with it; the next image gets a new process, which costs a
-few milliseconds.
+What an image may cost is enforced by the kernel: CPU time by a timer that ends the process, memory
+by a limit on its address space, and everything else by what ``confine.py`` takes away. A process
+that ends, for whatever reason, takes one image with it. The next image gets a new process, which
+takes a few milliseconds.
 """
 
 import itertools
@@ -372,7 +373,10 @@ class _Zygote:
         return _Process(pid, ours)
 
     def end(self, process: _Process) -> int | None:
-        """Kill `process` unless it has ended: how it did, as `os.waitpid` says it; None: not known."""
+        """Kill `process` unless it has ended. How it ended, as `os.waitpid` says it.
+
+        None: not known, because its zygote has ended too.
+        """
         process.close()
         with self._one_at_a_time:
             return self._order(ORDER.pack(END, process.pid, 0), [])
@@ -404,8 +408,8 @@ _BOOT = (
 def _spawn(control: socket.socket, decoder: tuple[str, str]) -> int:
     """Start the zygote as a new interpreter: the id of its process.
 
-    A fork of the service would be cheaper to start, but would carry the service's memory, with AWS's
-    credentials in it, and is not safe once the service has threads.
+    A fork of the service would be cheaper to start. But it would carry the service's memory, with
+    AWS's credentials in it, and it is not safe once the service has threads.
     """
     # Of the environment, only where the interpreter's own libraries lie: Lambda's Python needs it.
     environment = {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}

@@ -1,8 +1,8 @@
 """The program that decodes: a small process that forks decoders, and what a decoder does.
 
-``sandbox.py`` starts it, with nothing in its environment, and speaks to it over a socket pair. It has
-one thread and has imported all that decoding needs, so that to fork it is safe at any time and takes
-a few milliseconds. It never sees an image; its children, the decoders, see nothing else.
+``sandbox.py`` starts it, with nothing in its environment, and speaks to it over a socket pair. It
+has one thread and has imported all that decoding needs, so that to fork it is safe at any time and
+takes a few milliseconds. It never sees an image; its children, the decoders, see nothing else.
 """
 
 import gc
@@ -41,7 +41,8 @@ def main(module: str, function: str) -> None:
     to_pixels = to_pixels_of(module, function)
     _silence()
     decoders: set[int] = set()
-    gc.freeze()  # what is shared with the decoders stays shared: the collector writes into what it visits
+    # The collector writes into what it visits, and memory that is written to is shared no longer.
+    gc.freeze()
     while True:
         message, files, _, _ = socket.recv_fds(control, ORDER.size, 1)
         if not message:
@@ -129,7 +130,7 @@ Image = tuple[bytes, int, int]
 def _decode(
     to_pixels: ToPixels, data: bytes, kind: str, limits: Limits
 ) -> tuple[bool, Image, bytes]:
-    """Whether it is pixels, what the image is, and its pixels or the code and the text of its error."""
+    """Whether there are pixels; what the image is; its pixels, or its error's code and text."""
     error: ClipError
     try:
         decoded = to_pixels(data, kind, limits)

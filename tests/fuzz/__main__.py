@@ -172,7 +172,8 @@ class Report:
         total = sum(self.kinds.values())
         kinds = ", ".join(f"{count:,} x {kind}" for kind, count in sorted(self.kinds.items()))
         lines = [
-            f"seed {self.seed}: {total:,} cases in {seconds:.0f} s ({total / seconds:.0f}/s): {kinds}"
+            f"seed {self.seed}: {total:,} cases in {seconds:.0f} s "
+            f"({total / seconds:.0f}/s): {kinds}"
         ]
         lines += [
             f"  {status} {code:24} {count:7,}"
