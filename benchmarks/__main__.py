@@ -105,6 +105,10 @@ class Run:
             results["warm"][str(threads)] = times
             results["split"][str(threads)] = running["ours"].ask("split", repeat=plan.rounds * 10)
             results["engine"][str(threads)] = self._engine(running)
+            results["sandbox"] = {
+                image: running["ours"].ask("sandbox", image=image, repeat=plan.rounds * 10)
+                for image in IMAGES
+            }
             if threads == self.threads[-1]:
                 results["batch"] = self._batches(running)
 

@@ -103,6 +103,7 @@ def table(results: Results) -> str:
         heading(results),
         "\n".join(rows.lines),
         _split(results),
+        _sandbox(results),
         _engine(results),
         _s3(results),
         _cost(results, subjects),
@@ -121,17 +122,29 @@ def heading(results: Results) -> str:
 
 
 def _split(results: Results) -> str:
-    names = ("event, routing, multipart", "decode", "preprocess", "engine", "response")
+    names = ("event, routing, multipart", "decode and preprocess", "engine", "response")
     title = "one warm REST request, 640x480 JPEG"
     lines = [
         f"| {title} | {' | '.join(names)} | outside decode and engine |",
-        f"|---{'|---:' * 6}|",
+        f"|---{'|---:' * 5}|",
     ]
     for count, rows in results["split"].items():
         cells = [f"{median(column) * 1e3:.2f} ms" for column in zip(*rows, strict=True)]
-        outside = median(row[0] + row[2] + row[4] for row in rows) * 1e3
+        outside = median(row[0] + row[3] for row in rows) * 1e3
         title = f"{count} thread{'s' if count != '1' else ''}"
         lines.append(f"| {title} | {' | '.join(cells)} | **{outside:.2f} ms** |")
+    return "\n".join(lines)
+
+
+def _sandbox(results: Results) -> str:
+    lines = [
+        "| decoding and preprocessing | in the service itself | in the sandbox | difference |",
+        "|---|---:|---:|---:|",
+    ]
+    for image, times in results["sandbox"].items():
+        inside, outside = (median(column) * 1e3 for column in times)
+        cells = f"{inside:.2f} ms | {outside:.2f} ms | {outside - inside:+.2f} ms"
+        lines.append(f"| {image} | {cells}, {outside / inside - 1:+.0%} |")
     return "\n".join(lines)
 
 

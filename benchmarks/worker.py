@@ -91,6 +91,20 @@ class Worker:
             rows.append([parsing, decoded - start, encoded - engine, end - encoded])
         return rows
 
+    def sandbox(self, image: str, repeat: int) -> list[list[float]]:
+        """Ours only: decoding in the service itself, and in the sandbox, in turns."""
+        from handler import main
+        from handler.images.sandbox import Unconfined
+
+        data = (self.inputs / f"{image}.image").read_bytes()
+        config = main.encoder.config
+        rows = []
+        for decoder in [Unconfined(), main.encoder.decoder] * repeat:
+            begin = clock()
+            decoder.decode(data, config, lambda _: None)
+            rows.append(clock() - begin)
+        return [rows[::2][1:], rows[1::2][1:]]  # without the first, which imports Pillow
+
     def engine(self, batch: int, repeat: int) -> list[float]:
         """Ours only: pixels in memory -> vectors."""
         import numpy as np
