@@ -18,6 +18,7 @@ import itertools
 import logging
 import os
 import platform
+import select
 import signal
 import socket
 import sys
@@ -196,10 +197,15 @@ class Sandbox:
         return decoded
 
     def _take(self) -> "_Process":
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self._zygote.fork()
+        """A process that waits for an image: one that has decoded before, or a new one."""
+        while True:
+            try:
+                process = self._idle.pop()
+            except IndexError:
+                return self._zygote.fork()
+            if process.is_alive():
+                return process
+            self._zygote.end(process)
 
     def _reason(self, status: int | None, kind: str, spend: Spend) -> Exception:
         """Why a process has ended in the middle of an image, from how it ended."""
@@ -269,7 +275,14 @@ class _Process:
             raise _error(content)
         return _image(content, name, width, height)
 
+    def is_alive(self) -> bool:
+        """Whether it still waits for an image: its end of the connection is open, and silent."""
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        return not poll.poll(0)
+
     def close(self) -> None:
+        """Close the connection, which ends it if it waits for an image."""
         self._connection.close()
 
     def _send(self, data: bytes | memoryview, patience: "_Patience") -> None:
