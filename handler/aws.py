@@ -22,6 +22,8 @@ from contextvars import ContextVar
 from functools import cache, partial
 from typing import Any, Generic, TypeVar
 
+from handler.errors import ClipError
+
 AHEAD = 8
 """Calls that are begun while the answer of an earlier one is waited for."""
 
@@ -184,6 +186,7 @@ def ask(request: Callable[[], T]) -> T:
 
     Raises:
         Failure: AWS's last word.
+        ClipError: one that `request` raises.
     """
     call = _call.get()
     assert call is not None, "AWS is asked by calls only, which can be stopped"
@@ -200,27 +203,18 @@ def ask(request: Callable[[], T]) -> T:
 
 
 def _attempt(request: Callable[[], T], call: "_Call[Any]") -> T:
+    # What AWS answers is botocore's ClientError, and botocore's own errors are BotoCoreErrors. But
+    # urllib3's and the socket's come through while a body is read, and an answer that lacks
+    # something, or has a date that is none, makes KeyErrors and ValueErrors. So `request` holds
+    # little besides the call, and all that it raises is AWS's failure.
     try:
         return request()
-    except _errors() as error:
+    except ClipError:
+        raise
+    except Exception as error:  # noqa: BLE001
         if call.is_stopped():
             raise _Stopped from None
         raise _failure(error) from None
-
-
-@cache
-def _errors() -> tuple[type[Exception], ...]:
-    """All that a call of boto3's may raise.
-
-    They have three bases: what AWS answers is a ClientError, and botocore's own are BotoCoreErrors,
-    but for ResponseParserError, an answer that is not in AWS's form. While a body is read, those of
-    urllib3 and of the socket come through as they are.
-    """
-    from botocore.exceptions import BotoCoreError, ClientError
-    from botocore.parsers import ResponseParserError
-    from urllib3.exceptions import HTTPError
-
-    return BotoCoreError, ClientError, ResponseParserError, HTTPError, OSError
 
 
 def _failure(error: Exception) -> Failure:

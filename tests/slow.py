@@ -1,8 +1,9 @@
-"""An AWS that does not answer in time: raw sockets, which send what S3 would never send.
+"""An AWS of raw sockets, which hangs, drips, and refuses with whatever status and code a test asks.
 
 Each of `WAYS` is what an object's key or a bucket begins with that is answered so (``hang/x``), or
 with a method before it that only this method finds so (``HEAD-hang/x``). All else is answered well:
-every object is the one file given, and everything may be written.
+every object is the one file given, and everything may be written. ``refuse-403-AccessDenied/x`` is
+refused so, ``garbled/x`` has a length that is no number, ``corrupted/x`` a checksum not its own.
 """
 
 import json
@@ -26,6 +27,8 @@ class Slow:
         self.file = file
         self.written: list[str] = []
         """Paths of all that could be written."""
+        self.refused = 0
+        """Requests."""
         self.connections = 0
         """Open ones."""
         self._lock = threading.Lock()
@@ -70,8 +73,10 @@ class Slow:
         while len(body) < expected:
             body += connection.recv(65536)
         line = head.split(b" HTTP/", 1)[0].decode()
-        # S3 Vectors has its bucket's name in the body.
-        return f"{line}/{json.loads(body)['vectorBucketName']}" if "Vectors" in line else line
+        if "Vectors" in line:  # S3 Vectors has the names in its body
+            index = json.loads(body)
+            line += f"/{index['vectorBucketName']}/{index['vectors'][0]['key']}"
+        return line
 
     def _answer(self, connection: socket.socket, request: str) -> None:
         method, _, path = request.partition(" ")
@@ -80,18 +85,38 @@ class Slow:
             if re.search(rf"/({method}-)?{name}(/|$)", path):
                 way(connection, _head(self.file) + body)
                 return
-        if method in ("PUT", "POST"):
+        if refusal := re.search(rf"/({method}-)?refuse-(\d+)-([\w.]*)(/|$)", path):
+            self.refused += 1
+            connection.sendall(_refusal(method, *refusal.group(2, 3)))
+        elif "/garbled/" in path:
+            connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n")
+            connection.shutdown(socket.SHUT_RDWR)
+        elif "/corrupted/" in path:
+            connection.sendall(_head(self.file, b"x-amz-checksum-crc32: AAAAAA==\r\n") + body)
+        elif method in ("PUT", "POST"):
             self.written.append(path)
             connection.sendall(b'HTTP/1.1 200 OK\r\nETag: "1"\r\nContent-Length: 0\r\n\r\n')
         else:
             connection.sendall(_head(self.file) + body)
 
 
-def _head(body: bytes) -> bytes:
+def _head(body: bytes, more: bytes = b"") -> bytes:
     return (
         b'HTTP/1.1 200 OK\r\nETag: "1"\r\nContent-Type: image/jpeg\r\n'
-        b"Content-Length: %d\r\n\r\n" % len(body)
+        + more
+        + b"Content-Length: %d\r\n\r\n" % len(body)
     )
+
+
+def _refusal(method: str, status: str, code: str) -> bytes:
+    """In the form of S3, and of S3 Vectors, which has the code in a header."""
+    body = (
+        f"<Error><Code>{code}</Code><Message>{code}</Message></Error>" if method != "POST" else ""
+    )
+    length = len(body)
+    body = "" if method == "HEAD" else body
+    head = f"HTTP/1.1 {status} No\r\nx-amzn-ErrorType: {code}\r\nContent-Length: {length}\r\n\r\n"
+    return (head + body).encode()
 
 
 def _hang(connection: socket.socket, answer: bytes) -> None:

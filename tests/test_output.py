@@ -18,7 +18,6 @@ from handler.encoder import Encoder
 from handler.errors import InvalidEvent, OutputRefused, OutputUnavailable
 from handler.events import direct, output
 from handler.events.output import Entry, location, run_file, vector_key
-from handler.images import s3
 from handler.images.s3 import Source
 from tests.answers import assert_same
 from tests.aws import UNWRITABLE, take_vectors
@@ -32,6 +31,12 @@ BROKEN = (
     "s3vectors://none-such/clip",
 )
 INDEX = {"vectorBucketName": "vectors", "indexName": "clip"}
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before what may pass is tried again."""
+    monkeypatch.setattr(calls, "PAUSES", (0.01, 0.01))
 
 
 @pytest.fixture(scope="module")

@@ -361,7 +361,7 @@ def _of(source: Outcome[Source], outcomes: Outcomes) -> Outcome[Embedding]:
 
 
 def _has_no_vector(error: ClipError) -> bool:
-    """Whether `error` says for certain that no image is there: no object, or a file of another kind."""
+    """Whether `error` says for certain that no image is there, but nothing or something else."""
     could_not_look = error.retryable or isinstance(error, SourceDenied | SourceNotAllowed)
     return not could_not_look
 
