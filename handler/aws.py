@@ -8,7 +8,6 @@ resolver gives up by itself, after some seconds.) No threads are shared, so call
 no others.
 """
 
-import logging
 import math
 import random
 import socket
@@ -45,7 +44,6 @@ API Gateway waits."""
 
 T = TypeVar("T")
 
-log = logging.getLogger("clip")
 _making_clients = threading.Lock()  # boto3 makes its clients in one thread only; they serve many
 _call: "ContextVar[_Call[Any] | None]" = ContextVar("call", default=None)
 

@@ -18,7 +18,7 @@ from handler.encoder import Encoder
 from handler.errors import OutOfTime, OutputUnavailable, SourceUnavailable
 from handler.events import direct
 from handler.images import s3
-from handler.images.s3 import Image, Source
+from handler.images.s3 import File, Image, Source
 from handler.outcome import Outcome
 from tests import bombs
 from tests.answers import INVOKE, assert_same
@@ -62,7 +62,7 @@ class Context:
         return max(0, int(1000 * (self._end - time.monotonic())))
 
 
-def fetch(*keys: str, config: Config, budget: Budget | None = None) -> list[Outcome[bytes]]:
+def fetch(*keys: str, config: Config, budget: Budget | None = None) -> list[Outcome[File]]:
     images: list[Outcome[Image]] = [Outcome(Source("photos", key)) for key in keys]
     return list(s3.fetch(images, config, budget or Budget()))
 

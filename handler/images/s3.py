@@ -60,7 +60,10 @@ class Source:
         return f"{self.version_id}{'@' if self.version_id else ''}s3://{self.bucket}/{self.key}"
 
 
-Image = bytes | Source
+File = bytes | memoryview
+"""The bytes of an image file; a view where they are a piece of a request's body."""
+
+Image = File | Source
 """An image as a request gives it: the bytes of its file, or its place."""
 
 
@@ -76,7 +79,7 @@ def parse_uri(uri: str) -> Source:
 
 def fetch(
     images: Iterable[Outcome[Image]], config: Config, budget: Budget
-) -> Iterator[Outcome[bytes]]:
+) -> Iterator[Outcome[File]]:
     """Replace every source by its bytes, or its error, in order; what is no source passes through.
 
     While the caller works on one, up to `aws.AHEAD` more are read: so many objects, each of at most
@@ -91,12 +94,12 @@ def fetch(
 
 def _begin(
     image: Outcome[Image], config: Config, budget: Budget, calls: Calls
-) -> Callable[[], Outcome[bytes]]:
+) -> Callable[[], Outcome[File]]:
     """Begin to read `image`, if it is in S3: a function that waits for its bytes."""
     source = image.value
     if not isinstance(source, Source):
-        inline = Outcome(source, image.error)
-        return lambda: inline
+        sent: Outcome[File] = Outcome(source, image.error)
+        return lambda: sent
     if source.bucket not in config.s3_buckets:
         refused = SourceNotAllowed(
             "images are not read from that bucket: CLIP_S3_BUCKETS does not list it"
@@ -104,16 +107,16 @@ def _begin(
         return lambda: Outcome(error=refused)
     read = partial(_read, source, config.max_image_bytes, budget)
     late = partial(_late, source, budget.until.read)
-    result = calls.begin(partial(Outcome.of, read), lambda: Outcome(error=late()))
+    result = calls.begin(lambda: Outcome[File].of(read), lambda: Outcome(error=late()))
     return partial(_wait, result)
 
 
-def _wait(result: Callable[[], Outcome[bytes]]) -> Outcome[bytes]:
+def _wait(result: Callable[[], Outcome[File]]) -> Outcome[File]:
     with telemetry.timed("s3_wait_ms"):
         return result()
 
 
-def _read(source: Source, limit: int, budget: Budget) -> bytes:
+def _read(source: Source, limit: int, budget: Budget) -> File:
     budget.check()  # here too, because what cannot be decoded need not be read
     source.read_at = time.time()
     try:
