@@ -38,6 +38,12 @@ from tests.test_requests import relaxed, values
 GOOD = ("a.jpg", "2024/b+c d.jpg")
 
 
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before what may pass is tried again."""
+    monkeypatch.setattr(calls, "PAUSES", (0.01, 0.01))
+
+
 @pytest.fixture(scope="module")
 def worker(encoder: Encoder, cloud: SimpleNamespace, photo: bytes) -> Encoder:
     """The encoder beside S3, whose objects are those of `GOOD` and some that are not."""
@@ -288,7 +294,7 @@ def test_an_object_that_changes_meanwhile_is_handed_back(
 def test_two_deliveries_that_end_in_the_wrong_order(
     worker: Encoder, cloud: SimpleNamespace, vector: Embedding, photo: bytes
 ) -> None:
-    """The one that read the old image writes last: its message comes again, and then all is well."""
+    """The one that read the old image writes last; its message comes again, and all is well."""
     old = images.encoded(images.photograph("rocket"), "PNG")
     cloud.s3.put_object(Bucket="photos", Key="twice", Body=old)
     event = sqs(s3_notification("twice"))
