@@ -53,11 +53,13 @@ class Process:
     def end(self) -> "Usage":
         """Close stdin, wait, and return what the process used in all."""
         assert self.popen.stdin
+        decoders = sum(map(_proportional_megabytes, descendants(self.popen.pid)))
         self.popen.stdin.close()
         _, _, usage = os.wait4(self.popen.pid, 0)
         self.popen.returncode = 0  # reaped here, not by Popen
         # ru_inblock counts what came from the disk and not from the page cache, read() or mapped.
-        return Usage(peak_mb=usage.ru_maxrss / 1024, read_mb=usage.ru_inblock * 512 / 1e6)
+        peak = usage.ru_maxrss / 1024 + decoders
+        return Usage(peak_mb=peak, read_mb=usage.ru_inblock * 512 / 1e6)
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,29 @@ class Usage:
     """What a process used, from its own ``rusage``."""
 
     peak_mb: float
-    """Largest resident set, MiB, mapped files included."""
+    """Largest resident set, MiB, mapped files included, and what the processes have that it started.
+
+    Of theirs, pages that several share are counted once.
+    """
     read_mb: float
     """Fetched from the disk, MB."""
 
 
+def descendants(pid: int) -> list[int]:
+    """The processes that `pid` started, that those started, and so on."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    return [one for child in children for one in (child, *descendants(child))]
+
+
+def _proportional_megabytes(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+
+
 @contextlib.contextmanager
 def processes(subjects: list[str], inputs: Path, threads: int) -> Iterator[dict[str, Process]]:
-    """One worker a subject, loaded, to be asked in turn."""
+    """Start and load one worker for each subject; they can be asked in turn."""
     running = {subject: Process(subject, inputs, threads) for subject in subjects}
     try:
         for process in running.values():
@@ -88,15 +105,8 @@ def cold_start(
 ) -> tuple[float, Usage]:
     """Seconds from process start to the first vector, and what the process used."""
     if not warm_cache:
-        evict(
-            [
-                Path(sys.prefix),
-                Path(sysconfig.get_path("stdlib")),
-                Path("handler"),
-                inputs,
-                CHECKPOINTS,
-            ]
-        )
+        python = [Path(sys.prefix), Path(sysconfig.get_path("stdlib"))]
+        evict([*python, Path("handler"), inputs, CHECKPOINTS])
     process = Process(subject, inputs, threads)
     seconds = process.ask("first") - process.started
     return seconds, process.end()
@@ -138,8 +148,9 @@ class CpuShare:
             (self.group / "cpu.max").write_text(f"{quota} {self.PERIOD}")
 
     def hold(self, process: Process) -> None:
-        """Put a process and its threads under the limit."""
-        (self.group / "cgroup.procs").write_text(str(process.popen.pid))
+        """Put a process, its threads and what it started under the limit."""
+        for pid in (process.popen.pid, *descendants(process.popen.pid)):
+            (self.group / "cgroup.procs").write_text(str(pid))
 
     def remove(self) -> None:
         """Give the group back; every process in it must have ended."""

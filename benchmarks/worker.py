@@ -73,7 +73,7 @@ class Worker:
         return [float(x) for x in vector]
 
     def split(self, repeat: int) -> list[list[float]]:
-        """Ours only: one request's time in its parts: event, decode, engine, response."""
+        """Ours only: a request's time in parts: event, decode, engine, response."""
         from handler import main
 
         marks: list[float] = []
@@ -91,6 +91,20 @@ class Worker:
             rows.append([parsing, decoded - start, encoded - engine, end - encoded])
         return rows
 
+    def sandbox(self, image: str, repeat: int) -> list[list[float]]:
+        """Ours only: decoding in the service itself, and in the sandbox, in turns."""
+        from handler import main
+        from handler.images.sandbox import Unconfined
+
+        data = (self.inputs / f"{image}.image").read_bytes()
+        config = main.encoder.config
+        rows = []
+        for decoder in [Unconfined(), main.encoder.decoder] * repeat:
+            begin = clock()
+            decoder.decode(data, config, lambda _: None)
+            rows.append(clock() - begin)
+        return [rows[::2][1:], rows[1::2][1:]]  # without the first, which imports Pillow
+
     def engine(self, batch: int, repeat: int) -> list[float]:
         """Ours only: pixels in memory -> vectors."""
         import numpy as np
@@ -101,9 +115,7 @@ class Worker:
         return _times(lambda: main.encoder.engine.encode(pixels), repeat)
 
     def sgemm(self, repeat: int) -> list[float]:
-        """A 2,048-cubed float32 matrix product by the subject's own library: MKL, or ONNX Runtime's
-        MLAS.
-        """
+        """A float32 matrix product, 2,048 cubed, by the subject's library: MKL or ONNX Runtime."""
         import numpy as np
 
         a, b = np.random.default_rng(0).random((2, SGEMM, SGEMM), np.float32)

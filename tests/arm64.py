@@ -156,7 +156,7 @@ def _both(model: Path) -> tuple[Vectors, Vectors]:
     """The vectors on x86, by this Python, and on arm64."""
     if platform.machine() != "x86_64" or platform.system() != "Linux":
         raise Missing(
-            f"it compares with Linux on x86_64, and this is {platform.system()} {platform.machine()}"
+            f"it compares with Linux on x86_64, this is {platform.system()} {platform.machine()}"
         )
     if os.geteuid():
         raise Missing("unpacking another architecture's Debian needs root")

@@ -72,7 +72,7 @@ def reference(synthetic: Path) -> "Reference":
 def model_dir(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, cache: Path
 ) -> Path:
-    """A model folder, through the command line and its parity gate; without torch, one made before."""
+    """A model folder, exported through the parity gate; without torch, one made before."""
     if not importlib.util.find_spec("torch") and (made := os.environ.get("CLIP_MODEL_DIR")):
         return Path(made).absolute()
     synthetic = request.getfixturevalue("synthetic")
@@ -201,7 +201,7 @@ def lambda_client(
 def emulator(
     model_dir: Path, log: Path, handler: str = "handler.main.handler", **env: str
 ) -> Iterator[tuple[httpx.Client, int]]:
-    """Run the real runtime client under the real emulator; a client of it, and the emulator's pid."""
+    """The real runtime client under the real emulator: a client of it, the emulator's pid."""
     require("emulator", EMULATOR, "no aws-lambda-rie beside python and none named by RIE")
     port, api = free_port(), free_port()
     command = [

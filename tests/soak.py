@@ -131,8 +131,10 @@ class Soak:
             [
                 *self.wrong[:10],
                 f"{total:,} requests, {self.refused:,} of them bad; {wrong} wrong answers",
-                f"memory {max(self.memory):.0f} MB at most; last tenth over second: {self.memory_growth:.3f}",
-                f"one image {median:.0f} ms (99 %: {slow:.0f}); last over second: {self.latency_growth:.2f}",
+                f"memory {max(self.memory):.0f} MB at most; "
+                f"last tenth over second: {self.memory_growth:.3f}",
+                f"one image {median:.0f} ms (99 %: {slow:.0f}); "
+                f"last over second: {self.latency_growth:.2f}",
             ]
         )
 
@@ -140,7 +142,7 @@ class Soak:
 def run(client: httpx.Client, emulator_pid: int, requests: int, seed: int) -> Soak:
     """Send `requests`, two of five of them bad."""
     rng, soak, images = random.Random(seed), Soak(), pictures()
-    made = [bombs.REFUSED[name]() for name in BOMBS]
+    made = [bombs.HOSTILE[name]() for name in BOMBS]
     vectors = [
         _invoke(client, {"image": base64.b64encode(data).decode()})["embedding"] for data in images
     ]

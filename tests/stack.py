@@ -16,7 +16,7 @@ IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/clip:tag"
 """What `sam package` would fill in."""
 
 NOT_MADE = {
-    "AWS::ApiGateway::Deployment": "moto makes it, but misses the methods that come as OpenAPI 3.0.1",
+    "AWS::ApiGateway::Deployment": "moto makes it, but misses methods that come as OpenAPI 3.0.1",
     "AWS::ApiGateway::ApiKey": "moto does not know it",
     "AWS::ApiGateway::Stage": "moto does not know it",
     "AWS::ApiGateway::UsagePlan": "moto does not know it",

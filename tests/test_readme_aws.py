@@ -105,7 +105,8 @@ def test_the_sum_of_the_costs_is_their_sum() -> None:
         ("aws s3 mv a s3://b", "no such sub-command"),
         ("aws s3 cp a s3://b --recursively", "has no"),
         (
-            "aws cloudwatch put-metric-alarm --alarm-name a --evaluation-periods 1 --comparison-operator M",
+            "aws cloudwatch put-metric-alarm --alarm-name a --evaluation-periods 1 "
+            "--comparison-operator M",
             "none of",
         ),
         ("aws cloudwatch put-metric-alarm --alarm-name a --dimensions Name:a", "neither JSON nor"),

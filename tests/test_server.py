@@ -47,6 +47,12 @@ class Server:
     def log(self) -> str:
         return self._log.read_text()
 
+    def post(self, path: str, body: bytes, headers: dict[str, str]) -> httpx.Response:
+        """By a client and a connection of its own."""
+        return httpx.post(
+            f"{self.url}{path}", content=body, headers=headers, timeout=60, trust_env=False
+        )
+
     def encode(self, data: bytes) -> httpx.Response:
         """By a client and a connection of its own."""
         return httpx.post(

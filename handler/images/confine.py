@@ -1,7 +1,7 @@
 """What a process that decodes may not do, told to the kernel. Linux only.
 
-A decoder is a large C library reading what a stranger made. If one is taken over, the code that runs
-then finds itself in a process without files, network, children or credentials.
+A decoder is a large C library reading what a stranger made. If one is taken over, the code that
+runs then finds itself in a process without files, network, children or credentials.
 """
 
 import ctypes
@@ -63,6 +63,12 @@ def confine(megabytes: int, parent: int) -> None:
     _limit(resource.RLIMIT_AS, most)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _allow_only_what_decoding_calls()
+
+
+def release_memory() -> None:
+    """Give the memory that is free back to the system; else some images leave 200 MB behind."""
+    if hasattr(_libc, "malloc_trim"):  # glibc's own
+        _libc.malloc_trim(0)
 
 
 def _limit(kind: int, most: int) -> None:

@@ -1,8 +1,8 @@
 """What a file is, by its first bytes. Nothing is decoded here.
 
-To serve another format that Pillow reads, add its plugin to `FORMATS` and its signature to
-`SIGNATURES`: the sandbox bounds what its decoder may cost. A test then asks for a picture of the new
-format in the parity set, and for a hostile file in ``tests/bombs.py``.
+To serve another format that Pillow reads, add a line to `FORMATS`, and its signature to
+`SIGNATURES` if it is not there yet. The sandbox bounds what its decoder may cost. A test then asks
+for a picture of the new format in the parity set, and for a hostile file in ``tests/bombs.py``.
 """
 
 from handler.errors import NotAnImage, UnsupportedFormat
@@ -107,7 +107,7 @@ def sniff(data: bytes | memoryview) -> str:
 
 
 def _by_brand(head: bytes) -> str:
-    """AVIF or HEIC, by the brands in the file's first box: the major one, then the compatible ones."""
+    """AVIF or HEIC, by the brands in the file's first box, of which the first is the major one."""
     length = int.from_bytes(head[:4], "big")
     brands = [head[8:12], *(head[at : at + 4] for at in range(16, min(length, len(head)), 4))]
     known = dict(_BRANDS)

@@ -1,16 +1,17 @@
 """Decoding in processes of their own, bounded by the kernel.
 
-An image is a program for its decoder, written by a stranger. So the service never decodes: it sends
-the file to a decoder process over a socket pair, and pixels come back, or an error's code and text::
+An image is a program for its decoder, written by a stranger. So the service never decodes. It sends
+the file to a decoder process over a socket pair, and pixels come back, or an error's code and
+text::
 
     service ── orders ───────────────> zygote     a new interpreter: one thread, no environment
        │                                 │ forks
        └── files ──> <── pixels ──── decoders     as many as CPUs, one image at a time each
 
-What an image may cost is enforced by the kernel: CPU time by a timer that ends the process, memory by
-a limit on its address space, and everything else by what ``confine.py`` takes away. A process that
-ends, for whatever reason, takes one image with it; the next image gets a new process, which costs a
-few milliseconds.
+What an image may cost is enforced by the kernel: CPU time by a timer that ends the process, memory
+by a limit on its address space, and everything else by what ``confine.py`` takes away. A process
+that ends, for whatever reason, takes one image with it. The next image gets a new process, which
+takes a few milliseconds.
 """
 
 import itertools
@@ -147,6 +148,7 @@ class Sandbox:
         self._seconds = config.decode_seconds
         self._zygote = _Zygote(decoder, config.decode_mb, config.decode_seconds)
         self._idle: list[_Process] = []
+        self._finalizer = weakref.finalize(self, _close_all, self._idle)
         self._free = threading.Semaphore(available_cpus())
 
     def decode(self, data: bytes | memoryview, config: Config, spend: Spend) -> Decoded:
@@ -162,9 +164,13 @@ class Sandbox:
             except _Inconclusive as second:
                 raise second.error from None
 
+    def processes(self) -> list[int]:
+        """The ids of the zygote and of the decoders that wait for an image."""
+        return [self._zygote.pid, *(process.pid for process in self._idle)]
+
     def close(self) -> None:
         """End every process."""
-        self._idle.clear()
+        self._finalizer()
         self._zygote.close()
 
     def _attempt(
@@ -202,7 +208,8 @@ class Sandbox:
             log.error("this kernel does not confine a decoder: no image can be decoded")
             return InternalError("images cannot be decoded now; the fault is logged")
         if status is None or by == signal.SIGKILL:
-            return _Inconclusive(InternalError("the image's decoder was killed: try again"))
+            text = "the image's decoder was killed, perhaps for want of memory: try again"
+            return _Inconclusive(Overloaded(text))
         if by == signal.SIGPROF:
             spend(self._seconds)
             return ImageTooCostly(
@@ -211,6 +218,12 @@ class Sandbox:
             )
         log.warning("a decoder of %s ended with status %s", kind, status)
         return InvalidImage(f"the {kind} image is corrupt: its decoder crashes")
+
+
+def _close_all(idle: "list[_Process]") -> None:
+    for process in idle:
+        process.close()
+    idle.clear()
 
 
 class _Inconclusive(Exception):
@@ -327,8 +340,8 @@ class _Zygote:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(PATIENCE)
         with theirs:
-            pid = _spawn(theirs, self._decoder)
-        self._finalizer = weakref.finalize(self, _stop, self._control, pid)
+            self._pid = _spawn(theirs, self._decoder)
+        self._finalizer = weakref.finalize(self, _stop, self._control, self._pid)
 
     def fork(self) -> _Process:
         """A new decoder.
@@ -360,7 +373,10 @@ class _Zygote:
         return _Process(pid, ours)
 
     def end(self, process: _Process) -> int | None:
-        """Kill `process` unless it has ended: how it did, as `os.waitpid` says it; None: not known."""
+        """Kill `process` unless it has ended. How it ended, as `os.waitpid` says it.
+
+        None: not known, because its zygote has ended too.
+        """
         process.close()
         with self._one_at_a_time:
             return self._order(ORDER.pack(END, process.pid, 0), [])
@@ -372,6 +388,11 @@ class _Zygote:
         except OSError:
             return None
         return int(REPLY.unpack(reply)[0]) if reply else None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._pid
 
     def close(self) -> None:
         with self._one_at_a_time:
@@ -387,8 +408,8 @@ _BOOT = (
 def _spawn(control: socket.socket, decoder: tuple[str, str]) -> int:
     """Start the zygote as a new interpreter: the id of its process.
 
-    A fork of the service would be cheaper to start, but would carry the service's memory, with AWS's
-    credentials in it, and is not safe once the service has threads.
+    A fork of the service would be cheaper to start. But it would carry the service's memory, with
+    AWS's credentials in it, and it is not safe once the service has threads.
     """
     # Of the environment, only where the interpreter's own libraries lie: Lambda's Python needs it.
     environment = {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}

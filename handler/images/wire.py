@@ -11,17 +11,19 @@ CONTROL = 3
 """File descriptor of the socket that a process of the sandbox has: its only one."""
 
 ORDER = struct.Struct("<cid")
-"""Service -> zygote: `FORK`, megabytes, seconds of CPU, and a file descriptor; or `END`, process id, 0."""
+"""Service -> zygote: `FORK`, megabytes and seconds of CPU, with a file descriptor beside them; or
+`END`, a process id and 0."""
 FORK, END = b"f", b"e"
 
 REPLY = struct.Struct("<i")
-"""Zygote -> service: the new decoder's process id, or how a decoder ended, as `os.waitpid` says it."""
+"""Zygote -> service: the new decoder's process id; or how one ended, as `os.waitpid` says it."""
 
 NOT_CONFINED = 70
 """Exit status of a decoder that the kernel did not confine, and that therefore decodes nothing."""
 
 REQUEST = struct.Struct("<QQ8sQII?")
-"""Service -> decoder: a number, the file's length and format, `Limits` field by field; then the file."""
+"""Service -> decoder: a number, the file's length and format, and `Limits` field by field. Then the
+file."""
 
 ANSWER = struct.Struct("<Q?dI8sQQ")
 """Decoder -> service: the number of the request; whether pixels follow, or the text of an error;

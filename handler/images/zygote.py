@@ -1,8 +1,8 @@
 """The program that decodes: a small process that forks decoders, and what a decoder does.
 
-``sandbox.py`` starts it, with nothing in its environment, and speaks to it over a socket pair. It has
-one thread and has imported all that decoding needs, so that to fork it is safe at any time and takes
-a few milliseconds. It never sees an image; its children, the decoders, see nothing else.
+``sandbox.py`` starts it, with nothing in its environment, and speaks to it over a socket pair. It
+has one thread and has imported all that decoding needs, so that to fork it is safe at any time and
+takes a few milliseconds. It never sees an image; its children, the decoders, see nothing else.
 """
 
 import gc
@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from handler.errors import ClipError, ImageTooCostly, InvalidImage
-from handler.images.confine import confine
+from handler.images.confine import confine, release_memory
 from handler.images.wire import (
     ANSWER,
     CONTROL,
@@ -28,6 +28,9 @@ from handler.images.wire import (
     Limits,
 )
 
+LARGE = 16 * 2**20
+"""Bytes of an image after which memory goes back to the system; after smaller ones it is kept."""
+
 ToPixels = Callable[[bytes, str, Limits], Decoded]
 
 
@@ -35,10 +38,11 @@ def main(module: str, function: str) -> None:
     """Fork a decoder, or end one, whenever the service says so; leave when the service has left."""
     control = socket.socket(fileno=CONTROL)
     os.closerange(CONTROL + 1, os.sysconf("SC_OPEN_MAX"))
-    to_pixels: ToPixels = getattr(importlib.import_module(module), function)
+    to_pixels = to_pixels_of(module, function)
     _silence()
     decoders: set[int] = set()
-    gc.freeze()  # what is shared with the decoders stays shared: the collector writes into what it visits
+    # The collector writes into what it visits, and memory that is written to is shared no longer.
+    gc.freeze()
     while True:
         message, files, _, _ = socket.recv_fds(control, ORDER.size, 1)
         if not message:
@@ -54,6 +58,12 @@ def main(module: str, function: str) -> None:
         else:  # of a zygote before this one, and ended with it
             reply = signal.SIGKILL
         control.send(REPLY.pack(reply))
+
+
+def to_pixels_of(module: str, function: str) -> ToPixels:
+    """What decodes: `function` of `module`."""
+    found: ToPixels = getattr(importlib.import_module(module), function)
+    return found
 
 
 def _silence() -> None:
@@ -105,8 +115,12 @@ def serve(connection: socket.socket, to_pixels: ToPixels, seconds: float) -> Non
         done, image, text = _decode(to_pixels, data, kind.rstrip(b"\0").decode(), Limits(*limits))
         used = time.process_time() - start
         signal.setitimer(signal.ITIMER_PROF, 0)
-        del data
         connection.sendall(ANSWER.pack(number, done, used, len(text), *image) + text)
+        _, width, height = image
+        if not done or len(data) + 4 * width * height > LARGE:
+            del data
+            gc.collect()  # some of Pillow's images are in cycles
+            release_memory()
 
 
 Image = tuple[bytes, int, int]
@@ -116,7 +130,7 @@ Image = tuple[bytes, int, int]
 def _decode(
     to_pixels: ToPixels, data: bytes, kind: str, limits: Limits
 ) -> tuple[bool, Image, bytes]:
-    """Whether it is pixels, what the image is, and its pixels or the code and the text of its error."""
+    """Whether there are pixels; what the image is; its pixels, or its error's code and text."""
     error: ClipError
     try:
         decoded = to_pixels(data, kind, limits)

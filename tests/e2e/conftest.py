@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: the image, built once from the real Dockerfile, and its figures."""
+"""What the end-to-end tests share: the image, built from the real Dockerfile, and its figures."""
 
 import contextlib
 import functools
@@ -22,8 +22,8 @@ import pytest
 
 from events.generate import HERE, PHOTO
 from handler.config import Config
-from handler.encoder import Encoder
-from handler.engines import Embedding, load_encoder
+from handler.encoder import Encoder, load_encoder
+from handler.engines import Embedding
 from tests.answers import INVOKE
 from tests.conftest import ROOT, free_port, require
 
@@ -70,7 +70,7 @@ def docker(*arguments: str, check: bool = True, **options: Any) -> subprocess.Co
 
 @pytest.fixture(scope="session")
 def build_arguments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The Dockerfile's arguments: synthetic weights, and wheels of torch that lie on this machine."""
+    """The Dockerfile's arguments: synthetic weights, and torch's wheels if they lie here."""
     arguments = {"WEIGHTS": "synthetic", "BASE_IMAGE": BASE_IMAGE, "EXPORT_IMAGE": EXPORT_IMAGE}
     wheels = tmp_path_factory.mktemp("wheels")
     torch = re.findall(r"^torch==\S+", (ROOT / "requirements-torch.txt").read_text(), re.MULTILINE)[
@@ -210,7 +210,7 @@ def started(image: str, *options: str, command: Sequence[str] = ()) -> Iterator[
 
 
 class Function:
-    """A container of the image under Lambda's limits, its emulator's port open. One call at a time."""
+    """A container of the image under Lambda's limits, its port open. One call at a time."""
 
     def __init__(self, container: str, memory: int, client: httpx.Client) -> None:
         self.container, self.memory, self._client = container, memory, client

@@ -1,4 +1,4 @@
-"""The README's sam commands, held to the SAM CLI that is installed: sub-commands and options exist."""
+"""The sam commands of the README: the installed SAM CLI has their sub-commands and options."""
 
 import functools
 import re

@@ -1,4 +1,4 @@
-"""What the fuzzer starts from: a small sound file of every kind of every format, and every event."""
+"""What the fuzzer starts from: a small sound file of every kind, and every event."""
 
 import io
 import json
