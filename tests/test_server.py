@@ -54,10 +54,7 @@ class Server:
         )
 
     def encode(self, data: bytes) -> httpx.Response:
-        """By a client and a connection of its own."""
-        return httpx.post(
-            f"{self.url}/encode_image", content=data, headers=JPEG, timeout=60, trust_env=False
-        )
+        return self.post("/encode_image", data, JPEG)
 
     def reset_peak(self) -> float:
         """Let `peak_megabytes` begin anew; what the process has now."""
@@ -335,33 +332,6 @@ def test_large_bodies_in_memory_are_bounded_together(model_dir: Path, tmp_path: 
         assert service.health().status_code == 200
         print(f"{grown:.0f} MB")
         assert grown < 60  # 32 MB hold four, and a half; the server has a buffer for each
-
-
-FORM = (
-    b'--b\r\nContent-Disposition: form-data; name="image"; filename="x"\r\n\r\n',
-    b"\r\n--b--\r\n",
-)
-
-
-@pytest.mark.parametrize(
-    ("content_type", "before", "after"),
-    [("image/png", b"", b""), ("multipart/form-data; boundary=b", *FORM)],
-)
-def test_of_a_body_there_is_one_copy(
-    model_dir: Path, tmp_path: Path, content_type: str, before: bytes, after: bytes
-) -> None:
-    data = before + b"no image" * (3 * MEGA) + after
-    with server(model_dir, tmp_path) as service:
-        service.encode(picture(1))
-        idle = service.reset_peak()
-        kind = {"content-type": content_type}
-        answer = httpx.post(
-            f"{service.url}/encode_image", content=data, headers=kind, timeout=60, trust_env=False
-        )
-        grown = peak_megabytes(service.process.pid) - idle
-        print(f"{len(data) / MEGA:.0f} MB sent, {grown:.0f} MB held at most")
-        assert answer.json()["code"] == "not_an_image"
-        assert grown < 1.5 * len(data) / MEGA
 
 
 def test_no_work_is_done_for_who_has_left(
