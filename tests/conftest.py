@@ -110,8 +110,10 @@ def config(model_dir: Path) -> Config:
 
 
 @pytest.fixture(scope="session")
-def encoder(config: Config, model: Model) -> Encoder:
-    return Encoder(OnnxCpuEngine(model, threads=2), model, config, sandbox.start(config))
+def encoder(config: Config, model: Model) -> Iterator[Encoder]:
+    decoder = sandbox.start(config)
+    yield Encoder(OnnxCpuEngine(model, threads=2), model, config, decoder)
+    decoder.close()
 
 
 def pixels_of(data: bytes, config: Config | None = None) -> Pixels:

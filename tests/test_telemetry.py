@@ -1,9 +1,15 @@
 """One JSON line per request, the request id echoed, metrics on Lambda."""
 
+import base64
 import io
 import json
+import logging
+import subprocess
+import sys
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any
 
 import httpx
@@ -19,11 +25,15 @@ __all__ = ["main"]  # the fixture
 
 @pytest.fixture
 def lines() -> Iterator[Callable[[], list[dict[str, Any]]]]:
-    """The log lines written so far, decoded."""
+    """The log lines written so far, decoded: the service's and those of libraries."""
+    root = logging.root.handlers[:], logging.root.level
     telemetry.configure("INFO")
     written = io.StringIO()
-    telemetry.log.handlers[0].setStream(written)  # type: ignore[attr-defined]
+    for handler in (telemetry.log.handlers[0], logging.root.handlers[0]):
+        handler.setStream(written)  # type: ignore[attr-defined]
     yield lambda: [json.loads(line) for line in written.getvalue().splitlines()]
+    logging.root.handlers[:], level = root
+    logging.root.setLevel(level)
     telemetry.log.handlers.clear()
     telemetry.log.propagate = True
 
@@ -109,6 +119,90 @@ def test_metrics_on_lambda_only(
             assert isinstance(bad[name], str)
     assert bad["_aws"]["CloudWatchMetrics"][1]["Dimensions"] == [["function", "code"]]
     assert (bad["code"], bad["errors"], bad["requests"]) == ("invalid_event", 1, 1)
+    assert "errors" not in good
+    assert [len(line["_aws"]["CloudWatchMetrics"]) for line in (good, bad)] == [1, 2]
+
+
+def test_every_metric_has_its_unit(
+    main: types.ModuleType, lines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "clip")
+    main.handler(
+        event("direct_images") | {"images": ["!", *event("direct_images")["images"]]}, None
+    )
+    with pytest.raises(ClipError):
+        main.handler({}, Context())
+    batch, bad = lines()
+    units = {
+        metric["Name"]: metric["Unit"]
+        for line in (batch, bad)
+        for directive in line["_aws"]["CloudWatchMetrics"]
+        for metric in directive["Metrics"]
+    }
+    counts = ("requests", "cold_starts", "images", "failed", "errors")
+    assert units == {"latency_ms": "Milliseconds", **dict.fromkeys(counts, "Count")}
+    assert (batch["images"], batch["failed"]) == (6, 1)
+    assert "images" not in bad
+
+
+def test_what_libraries_say_is_json_too() -> None:
+    code = """
+import logging, warnings
+logging.basicConfig(level="INFO")  # as Lambda does
+from handler import telemetry
+telemetry.configure("INFO")
+logging.getLogger("botocore.hooks").warning("two\\nlines")
+logging.getLogger("botocore.hooks").info("credentials")
+warnings.warn("odd", UserWarning)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+    said, warned = (json.loads(line) for line in run.stdout.splitlines())
+    expected = {"level": "WARNING", "message": "two\nlines", "library": "botocore.hooks"}
+    assert said == expected
+    assert (warned["level"], warned["library"]) == ("WARNING", "py.warnings")
+    assert "UserWarning: odd" in warned["message"]
+
+
+def test_a_library_says_little_of_one_request(lines: Any) -> None:
+    """In whichever thread; and the next request's first words are heard again."""
+    for name in "ab":
+        with telemetry.request("direct", name), ThreadPoolExecutor(1) as thread:
+            for _ in range(20):
+                thread.submit(copy_context().run, logging.getLogger("PIL").warning, "odd").result()
+    found = [line.get("library", line.get("library_lines")) for line in lines()]
+    assert found == [*["PIL"] * 3, 20, *["PIL"] * 3, 20]
+
+
+HOSTILE = [
+    b"\r\n" * 5000,
+    b"--b" * 5000,
+    b"--b\r\n" + b"\xff\r\n" * 5000,
+    b"--b\r\n" + b": \r\n" * 5000 + b"\r\n",
+    b"--b\r\n\r\n" + b"\r\n--b-" * 5000,
+    b"--b\r\n\r\n\r\n--b--\r\n" + b"after the end" * 5000,
+    b'--b\r\nContent-Disposition: form-data; name="\xff\r' + b"\0" * 5000,
+]
+
+
+@pytest.mark.parametrize("body", HOSTILE)
+def test_a_hostile_form_writes_one_line(main: types.ModuleType, lines: Any, body: bytes) -> None:
+    request = event("rest_multipart")
+    request["headers"]["Content-Type"] = "multipart/form-data; boundary=b"
+    request["multiValueHeaders"] = None
+    request["body"] = base64.b64encode(body).decode()
+    assert main.handler(request, Context())["statusCode"] == 400
+    (line,) = lines()
+    assert line["code"] in ("invalid_multipart", "missing_field")
+    assert len(json.dumps(line)) < 1000
+
+
+def test_a_long_path_is_cut(main: types.ModuleType, lines: Any) -> None:
+    request = event("http_api_raw")
+    request["requestContext"]["http"]["path"] = "/" + "x" * 50_000
+    assert main.handler(request, Context())["statusCode"] == 404
+    (line,) = lines()
+    assert len(line["path"]) == 256
 
 
 def test_only_the_first_request_is_cold(monkeypatch: pytest.MonkeyPatch, lines: Any) -> None:

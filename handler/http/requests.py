@@ -37,10 +37,11 @@ class Addresses:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        root, path = _split_path(scope["path"], self.base_path, scope.get("aws.event") or {})
+        before, path = _split_path(_own_path(scope), self.base_path, scope.get("aws.event") or {})
         if path != "/":
             path = path.removesuffix("/")
-        own = {"root_path": scope.get("root_path", "") + root, "path": path}
+        root = scope.get("root_path", "") + before
+        own = {"root_path": root, "path": root + path}
         if scope["method"] != "HEAD":
             await self.app({**scope, **own}, receive, send)
             return
@@ -53,22 +54,29 @@ class Addresses:
         await self.app({**scope, **own, "method": "GET"}, receive, send_head)
 
 
+def _own_path(scope: Scope) -> str:
+    """The path without the ``root_path`` that it begins with, as ASGI has it."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
+
+
 def _split_path(path: str, base_path: str, event: Mapping[str, Any]) -> tuple[str, str]:
-    """A request's path -> the part that the gateway added, maybe empty, and the part that is ours.
+    """A request's path -> what the gateway put before it, maybe nothing, and what is ours.
 
     Under a custom domain the path begins with `base_path`. At API Gateway's own address a named
-    stage comes first: an HTTP API leaves it in the path; a REST API leaves it out of the path and
-    has it in the request's context.
+    stage comes first: an HTTP API leaves it in the path; a REST API takes it out of the path and
+    has the whole in the request's context.
     """
     context = event.get("requestContext") or {}
-    stage = f"/{context.get('stage')}"
-    for prefix in (base_path, stage):
-        if prefix and (path == prefix or path.startswith(f"{prefix}/")):
-            return prefix, path.removeprefix(prefix) or "/"
-    full = str(context.get("path", ""))
-    if full.startswith(f"{stage}/") and full.removeprefix(stage) == path:
+    stage = f"/{context['stage']}" if context.get("stage") else ""
+    if stage and context.get("path") == stage + path:
         return stage, path
-    return base_path, path  # a proxy may leave it out as well
+    before = ""
+    for prefix in (base_path, stage):
+        if prefix and path.startswith(f"{prefix}/"):
+            before += prefix
+            path = path.removeprefix(prefix)
+    return before or base_path, path  # a proxy may have taken the base path out already
 
 
 class LogLines:
@@ -88,7 +96,7 @@ class LogLines:
         on_lambda = "aws.event" in scope
         opened = nullcontext(telemetry.current()) if on_lambda else _open_record(scope)
         with opened as record:
-            record |= {"method": scope["method"], "path": scope["path"][:LONGEST_PATH]}
+            record |= {"method": scope["method"], "path": _own_path(scope)[:LONGEST_PATH]}
 
             async def send_with_headers(message: Message) -> None:
                 if message["type"] == "http.response.start":
