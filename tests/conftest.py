@@ -1,14 +1,14 @@
-"""What the tests share: one full-size synthetic model, exported by the real export, and a real
-server.
+"""What the tests share: a full-size synthetic model, exported by the real export, and servers.
 
-Where torch is not installed (``make test-other``) the model is the one that ``CLIP_MODEL_DIR``
-names, and what needs torch itself is skipped and says so.
+``CLIP_TEST_MODEL`` names a model folder to test with instead of exporting one: ``make test-other``
+sets it because there is no torch to export with, ``make mutants`` to save the time. What needs
+torch itself is skipped where it is not installed, and says so.
 """
 
 import base64
 import copy
 import dataclasses
-import importlib.util
+import fcntl
 import os
 import shutil
 import signal
@@ -43,9 +43,26 @@ EMULATOR = os.environ.get("RIE") or shutil.which("aws-lambda-rie", path=Path(sys
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of this test run: the same one in each process that pytest-xdist runs tests in."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@contextmanager
+def missing(path: Path) -> Iterator[bool]:
+    """Whether `path` must still be made. Another process that asks meanwhile waits until it is."""
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not path.exists()
+
+
+@pytest.fixture(scope="session")
+def cache(shared: Path) -> Path:
     """Stands for ~/.cache/clip."""
-    return tmp_path_factory.mktemp("cache")
+    folder = shared / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -54,7 +71,11 @@ def synthetic(cache: Path) -> Path:
     pytest.importorskip("torch")
     from export import checkpoint
 
-    return checkpoint.make_synthetic(cache / "ViT-B-32-synthetic.pt")
+    path = cache / "ViT-B-32-synthetic.pt"
+    with missing(path) as wanted:
+        if wanted:
+            checkpoint.make_synthetic(path)
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -66,22 +87,21 @@ def reference(synthetic: Path) -> "Reference":
 
 
 @pytest.fixture(scope="session")
-def model_dir(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, cache: Path
-) -> Path:
-    """A model folder, through the command line and its parity gate; without torch, one made before."""
-    if not importlib.util.find_spec("torch") and (made := os.environ.get("CLIP_MODEL_DIR")):
+def model_dir(request: pytest.FixtureRequest, shared: Path) -> Path:
+    """A model folder, made through the command line and its parity gate."""
+    if made := os.environ.get("CLIP_TEST_MODEL"):
         return Path(made).absolute()
-    synthetic = request.getfixturevalue("synthetic")
+    synthetic, cache = map(request.getfixturevalue, ("synthetic", "cache"))
     from export import checkpoint
     from export.__main__ import main as export
 
-    out = tmp_path_factory.mktemp("export") / "model"
-    with pytest.MonkeyPatch.context() as patch:
+    out = shared / "model"
+    with missing(out) as wanted, pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "CACHE", cache)
         # The same seed gives the same weights: no need to make it twice.
         patch.setattr(checkpoint, "make_synthetic", lambda path: synthetic)
-        assert export(["--synthetic", "--out", str(out)]) == 0
+        if wanted:
+            assert export(["--synthetic", "--out", str(out)]) == 0
     return out
 
 
