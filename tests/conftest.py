@@ -42,6 +42,27 @@ ROOT = Path(__file__).parent.parent
 EMULATOR = os.environ.get("RIE") or shutil.which("aws-lambda-rie", path=Path(sys.executable).parent)
 
 
+LONGEST = (
+    *("test_proof", "test_int8", "test_parity", "test_state_machine", "test_soak"),
+    *("test_batch", "test_server", "test_export", "test_requests", "test_output", "test_faults"),
+)
+"""The files that take longest, which are begun first.
+
+Where two processes share the files, as in ``make test``, neither then waits for the other's last.
+"""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring the files of `LONGEST` to the front; all others keep their order."""
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.stem
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of this test run: the same one in each process that pytest-xdist runs tests in."""
@@ -207,7 +228,7 @@ def lambda_client(
 def emulator(
     model_dir: Path, log: Path, handler: str = "handler.main.handler", **env: str
 ) -> Iterator[tuple[httpx.Client, int]]:
-    """Run the real runtime client under the real emulator; a client of it, and the emulator's pid."""
+    """Lambda's runtime client under its emulator: gives an HTTP client and the emulator's pid."""
     require("emulator", EMULATOR, "no aws-lambda-rie beside python and none named by RIE")
     port, api = free_port(), free_port()
     command = [

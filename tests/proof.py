@@ -407,7 +407,7 @@ def _receive(client: Any, queue: str, most: int) -> list[Any]:
 def distributed_map(
     function: Function, items: Sequence[Item], rng: random.Random, cloud: Any
 ) -> list[str]:
-    """Batches as the template's state machine makes and retries them; in the end the run's results."""
+    """Batches, made and retried as the template's state machine does; then the run's results."""
     resources = cfn_yaml.load(str(ROOT / "template.yaml"))["Resources"]
     (machine,) = (r for r in resources.values() if r["Type"].endswith("StateMachine"))
     text = str(machine["Properties"]["DefinitionString"]["Fn::Sub"])
@@ -504,10 +504,10 @@ class Proof:
         return "\n".join(
             [
                 *self.wrong[:20],
-                f"{len(self.items):,} object versions, {bad:,} of them bad; {self.kills} processes killed",
+                f"{len(self.items):,} object versions, {bad:,} of them bad; {self.kills} kills",
                 f"{len(self.vectors):,} vectors in place, {len(self.named):,} failures named",
                 f"{len(self.wrong)} wrong",
-                f"memory {self.memory:.0f} MB at most; last tenth over second: {self.memory_growth:.3f}",
+                f"memory {self.memory:.0f} MB; last tenth over second: {self.memory_growth:.3f}",
             ]
         )
 

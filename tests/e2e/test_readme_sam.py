@@ -1,4 +1,4 @@
-"""The README's sam commands, held to the SAM CLI that is installed: sub-commands and options exist."""
+"""The README's sam commands have only sub-commands and options that the installed SAM CLI has."""
 
 import functools
 import re
