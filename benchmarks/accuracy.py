@@ -15,7 +15,8 @@ from tqdm import tqdm
 from export.images import PHOTOGRAPHS, encoded, photograph
 from handler.config import Config
 from handler.engines import Engine, load_engine
-from handler.images import decode
+from handler.images.sandbox import Unconfined
+from handler.images.wire import SIZE
 from handler.model import Model
 
 MIN_COSINE = 0.9998
@@ -43,7 +44,9 @@ def sizes(name: str, draft: int) -> Iterator[tuple[int, int]]:
 def cosine(engine: Engine, data: bytes, draft: int) -> float:
     """Between the vectors of `data` decoded in full and decoded with ``jpeg_draft``."""
     configs = (Config(jpeg_draft=value) for value in (0, draft))
-    full, reduced = (decode.preprocess(decode.decode(data, config)) for config in configs)
+    decoder = Unconfined()
+    pixels = [decoder.decode(data, config, lambda _: None).pixels for config in configs]
+    full, reduced = (np.frombuffer(one, np.uint8).reshape(SIZE, SIZE, 3) for one in pixels)
     a, b = engine.encode(np.stack([full, reduced]))
     return float(a @ b)
 

@@ -33,8 +33,12 @@ def load(name: str) -> Subject:
 
 def _ours() -> Subject:
     from handler import main
+    from handler.outcome import Outcome
 
-    return Subject(main.handler, main.encoder.encode_batch)
+    def encode(images: Sequence[bytes]) -> Any:
+        return [o.get() for o in main.encoder.encode_batch([Outcome(data) for data in images])]
+
+    return Subject(main.handler, encode)
 
 
 def _baseline() -> Subject:

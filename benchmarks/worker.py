@@ -62,7 +62,7 @@ class Worker:
         event = {"Items": items} | ({"BatchInput": {"run": "benchmark"}} if count > 1 else {})
         begin = clock()
         with telemetry.request("map", "benchmark") as record:
-            answer = batch.handle(event, main.encoder)
+            answer = batch.handle(event, None, main.encoder)
         seconds = clock() - begin
         assert answer["written"] == count, answer
         return [seconds, record["s3_wait_ms"] / 1e3]
@@ -73,13 +73,11 @@ class Worker:
         return [float(x) for x in vector]
 
     def split(self, repeat: int) -> list[list[float]]:
-        """Ours only: one request's time in its parts: event, decode, preprocess, engine, response."""
+        """Ours only: one request's time in its parts: event, decode, engine, response."""
         from handler import main
-        from handler.images import decode
 
         marks: list[float] = []
-        _mark(decode, "decode", marks)
-        _mark(decode, "preprocess", marks)
+        _mark(main.encoder.decoder, "decode", marks)
         _mark(main.encoder.engine, "encode", marks)
         event = json.loads((self.inputs / "event.json").read_bytes())
         rows = []
@@ -88,11 +86,9 @@ class Worker:
             begin = clock()
             self._answer(event)
             end = clock()
-            start, decoded, _, preprocessed, engine, encoded = marks
-            parsing = start - begin + engine - preprocessed  # the batch is stacked between
-            rows.append(
-                [parsing, decoded - start, preprocessed - decoded, encoded - engine, end - encoded]
-            )
+            start, decoded, engine, encoded = marks
+            parsing = start - begin + engine - decoded  # the batch is stacked between
+            rows.append([parsing, decoded - start, encoded - engine, end - encoded])
         return rows
 
     def engine(self, batch: int, repeat: int) -> list[float]:

@@ -5,11 +5,12 @@ import os
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -39,6 +40,8 @@ class Reference:
 
     path: Path
     sha256: str
+    """What the fingerprint names the weights by: OpenAI's official file by its own sha256, all
+    others by `sha256_of_weights`. Of two archives of the same weights, the bytes differ."""
     weights: str
     """``openai``, ``custom`` or ``synthetic``."""
     model: Any
@@ -53,11 +56,31 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def sha256_of_weights(image_tower: Mapping[str, torch.Tensor]) -> str:
+    """Hex digest of the weights themselves, whichever file and number format they were read from.
+
+    Hashed is the state dict of the image tower (``model.visual``), in the order of its names by
+    code point, with nothing between the tensors. Each tensor is one line of UTF-8 text, such as
+    ``conv1.weight float32 768x3x32x32`` and a newline, and then its values: float32,
+    little-endian, last dimension fastest. A scalar has the shape ``-``.
+
+    The text tower has no part in it, so that it can be added or changed while the fingerprint of
+    image vectors stays.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(image_tower.items()):
+        shape = "x".join(map(str, tensor.shape)) or "-"
+        digest.update(f"{name} float32 {shape}\n".encode())
+        digest.update(np.ascontiguousarray(tensor.detach().numpy(), "<f4").data)
+    return digest.hexdigest()
+
+
 def fetch(url: str = OFFICIAL_URL, sha256: str = OFFICIAL_SHA256, directory: Path = CACHE) -> Path:
     """Download `url` into `directory`, verified, unless a verified copy is there already.
 
     Raises:
-        DownloadError: unreachable, broken off, or not the bytes `sha256` promises.
+        DownloadError: the server was not reached, broke off, or sent other bytes than `sha256`
+                names.
     """
     target = directory / url.rsplit("/", 1)[-1]
     if target.is_file():
@@ -86,10 +109,9 @@ def _download(url: str, target: Path) -> str:
     digest = hashlib.sha256()
     with urllib.request.urlopen(url, timeout=30) as source, target.open("wb") as output:  # noqa: S310
         size = int(source.headers.get("Content-Length") or 0)
-        with tqdm(
-            total=size or None, desc=target.name.split(".")[0], unit="B", unit_scale=True
-        ) as bar:
-            while block := source.read(1 << 20):
+        title = target.name.split(".")[0]
+        with tqdm(total=size or None, desc=title, unit="B", unit_scale=True) as bar:
+            for block in iter(lambda: source.read(1 << 20), b""):
                 output.write(block)
                 digest.update(block)
                 bar.update(len(block))
@@ -100,6 +122,9 @@ def _download(url: str, target: Path) -> str:
 
 def make_synthetic(path: Path, seed: int = 0, architecture: tuple[int, ...] = VIT_B_32) -> Path:
     """Write a full-size checkpoint in OpenAI's TorchScript format, of seeded noise.
+
+    One seed gives the same weights each time, under one version of torch and on one kind of CPU:
+    torch's normal distribution is rounded differently where there is no AVX2.
 
     Weights as torch initialises them barely tell images apart, which would hide mistakes from a
     parity check. With the attention's input and output projections doubled, photographs score
@@ -119,7 +144,7 @@ def make_synthetic(path: Path, seed: int = 0, architecture: tuple[int, ...] = VI
         ("context_length", context),
         ("vocab_size", vocabulary),
     ):
-        # As tensors in the archive, which is where OpenAI's own have them.
+        # OpenAI's own archives hold these three numbers as tensors, and clip.load expects them.
         if name in model.__dict__:
             delattr(model, name)
         model.register_buffer(name, torch.tensor(value))
@@ -162,6 +187,7 @@ def load_reference(path: Path, synthetic: bool = False) -> Reference:
             f"{path} is not a ViT-B/32: (embedding, resolution, layers, width, patch) is {found}, "
             f"expected {VIT_B_32[:5]}"
         )
-    digest = sha256_of(path)
-    weights = "synthetic" if synthetic else "openai" if digest == OFFICIAL_SHA256 else "custom"
-    return Reference(path, digest, weights, model, preprocess)
+    if not synthetic and sha256_of(path) == OFFICIAL_SHA256:
+        return Reference(path, OFFICIAL_SHA256, "openai", model, preprocess)
+    weights = "synthetic" if synthetic else "custom"
+    return Reference(path, sha256_of_weights(visual.state_dict()), weights, model, preprocess)

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from export.checkpoint import Reference
 from handler.config import Config
 from handler.engines import Engine
-from handler.images import decode
+from handler.images import sandbox
+from handler.images.wire import SIZE
 
 # What is promised is 0.9999 and 1e-3. GELU for QuickGELU, the classic mistake of CLIP ports, passes
 # those (0.99998, 8.5e-4 on synthetic weights), so the gate is ten times as strict; sound exports
@@ -65,16 +66,19 @@ def reference_embedding(reference: Reference, picture: Image.Image) -> NDArray[n
 
 def compare(reference: Reference, engines: list[Engine], images: dict[str, bytes]) -> list[Row]:
     """Encode every image with clip and with each engine."""
+    decoder = sandbox.start(FULL)
     rows = []
     for name, data in tqdm(images.items(), desc="parity", unit="image"):
         picture = Image.open(io.BytesIO(data))
         theirs = reference_embedding(reference, picture)
-        pixels = decode.preprocess(decode.decode(data, FULL))
+        decoded = decoder.decode(data, FULL, spend=lambda _: None)
+        pixels = np.frombuffer(decoded.pixels, np.uint8).reshape(SIZE, SIZE, 3)
         identical = np.array_equal(pixels, reference_pixels(reference, picture))
         for engine in engines:
             ours = engine.encode(pixels[None])[0]
             cosine, difference = float(ours @ theirs), float(np.abs(ours - theirs).max())
             rows.append(Row(name, engine.name, identical, cosine, difference, engine.precision))
+    decoder.close()
     return rows
 
 

@@ -1,8 +1,9 @@
 """Settings: ``CLIP_*`` environment variables, read and validated once at start-up."""
 
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
@@ -12,7 +13,16 @@ PRECISIONS = ("fp32", "int8")
 PROFILES = ("openai", "corrected")
 ORIGIN = r"\*|https?://[A-Za-z0-9.-]+(:[0-9]+)?"
 OUTPUTS = r"caller|s3://[a-z0-9.-]{3,63}(/.*)?|s3vectors://[a-z0-9.-]{3,63}/[a-z0-9.-]{3,63}"
+BASE_PATH = r"(/[^/?#\s]+)+"
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+
+KUBERNETES = (
+    r"CLIP_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)=.*|PORT=\w+://.*|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?=.*)"
+)
+"""``NAME=value`` as Kubernetes sets it in every pod where a Service's name begins with ``clip``."""
+
+CGROUP = Path("/sys/fs/cgroup")
+"""Where Linux shows a container its limits."""
 
 
 class ConfigError(ValueError):
@@ -28,16 +38,13 @@ class Config:
     engine: str = "auto"
     """``onnx``, ``torch``, or ``auto``: torch where CUDA is usable, else onnx."""
     precision: str = "fp32"
-    """``fp32``; ``int8`` is faster and less exact, and wants an export with ``--precision int8``.
-    """
+    """``fp32`` or ``int8``. int8 is faster and less exact; it needs an export that made it."""
     preprocess: str = "openai"
-    """``openai``: its pipeline bit for bit; ``corrected``: EXIF rotation, transparency on white, 16
-    bits.
-    """
+    """``openai``: exactly the pixels of OpenAI's ``clip``. ``corrected``: EXIF rotation is applied,
+    transparency is put on white and 16-bit grey is scaled."""
     jpeg_draft: int = 720
-    """JPEGs are decoded at 1/2, 1/4 or 1/8 while that leaves so many pixels on each side; 0: in
-    full.
-    """
+    """A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size if both sides keep at least this many
+    pixels. 0: always at full size."""
     threads: int = 0
     """Compute threads of one inference; 0: as many as this process has CPUs."""
     max_body_bytes: int = 64 * 2**20
@@ -45,14 +52,23 @@ class Config:
     max_image_bytes: int = 32 * 2**20
     """Largest encoded image, after base64 is undone."""
     max_pixels: int = 48 * 2**20
-    """Largest image in pixels; 48 Mi is 8192 x 6144, the largest of "50-megapixel" phone cameras.
-    """
+    """Largest image in pixels. 48 Mi are 8192 x 6144, which "50-megapixel" phone cameras make."""
     max_aspect_ratio: int = 100
     """Longest side over shortest: bounds the resized image, which pixels alone do not."""
     max_images: int = 32
     """Most images in one batch."""
     max_pending: int = 64
     """Most requests in progress or waiting; one more is answered 503 at once."""
+    decode_seconds: float = 2.0
+    """CPU seconds that decoding one image may take."""
+    decode_mb: int = 512
+    """Megabytes of memory that decoding one image may take."""
+    request_seconds: float = 8.0
+    """CPU seconds that decoding all images of one request may take."""
+    body_seconds: float = 30.0
+    """Seconds within which a request's body must have arrived."""
+    base_path: str = ""
+    """The path under which a gateway or proxy serves this service, such as ``/images``."""
     s3_buckets: tuple[str, ...] = ()
     """The buckets that images may be read from, with commas between; none by default."""
     output: str = "caller"
@@ -64,14 +80,17 @@ class Config:
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Self:
-        """Read ``CLIP_*`` from `env`.
+        """Read ``CLIP_*`` from `env`. A variable that is empty counts as not set.
 
         Raises:
-            ConfigError: a variable holds a value that cannot be used.
+            ConfigError: a variable is not a setting, or holds a value that cannot be used.
         """
+        settings = {f"CLIP_{field.name.upper()}": field for field in fields(cls)}
+        for name, value in env.items():
+            if name.startswith("CLIP_") and name not in settings:
+                _refuse_unknown(name, value, settings)
         values: dict[str, object] = {}
-        for field in fields(cls):
-            name = f"CLIP_{field.name.upper()}"
+        for name, field in settings.items():
             if raw := env.get(name, "").strip():
                 values[field.name] = _parse(name, raw, field.default)
         return cls(**values)  # type: ignore[arg-type]  # _parse gives each field's own type
@@ -82,36 +101,54 @@ class Config:
         _one_of("CLIP_PRECISION", self.precision, PRECISIONS)
         if self.precision == "int8" and self.engine == "torch":
             raise ConfigError(
-                "CLIP_PRECISION=int8 is of the onnx engine: set CLIP_ENGINE to onnx or auto"
+                "CLIP_PRECISION=int8 needs the onnx engine: set CLIP_ENGINE to onnx or auto"
             )
         _one_of("CLIP_PREPROCESS", self.preprocess, PROFILES)
         _one_of("CLIP_LOG_LEVEL", self.log_level, LOG_LEVELS)
         if not re.fullmatch(OUTPUTS, self.output):
             forms = "caller, s3://bucket/prefix or s3vectors://bucket/index"
             raise ConfigError(f"CLIP_OUTPUT must be {forms}, not {self.output!r}")
+        if self.base_path and not re.fullmatch(BASE_PATH, self.base_path):
+            form = "a path like /images, which begins with / and does not end with one"
+            raise ConfigError(f"CLIP_BASE_PATH must be {form}, not {self.base_path!r}")
         for origin in self.cors_origins:
             if not re.fullmatch(ORIGIN, origin):
-                raise ConfigError(
-                    f"CLIP_CORS_ORIGINS must hold * or origins like https://shop.example, not {origin!r}"
-                )
+                form = "* or origins like https://shop.example"
+                raise ConfigError(f"CLIP_CORS_ORIGINS must hold {form}, not {origin!r}")
         for field in fields(self):
-            value = getattr(self, field.name)
-            least = 0 if field.name in ("threads", "jpeg_draft") else 1
-            if isinstance(value, int) and value < least:
-                raise ConfigError(
-                    f"CLIP_{field.name.upper()} must be at least {least}, not {value}"
-                )
+            _in_range(field.name, getattr(self, field.name))
+
+
+def _refuse_unknown(name: str, value: str, settings: Iterable[str]) -> None:
+    if re.fullmatch(KUBERNETES, f"{name}={value}"):
+        return  # nobody meant it as a setting
+    import difflib  # here, because a right environment never needs it
+
+    (nearest,) = difflib.get_close_matches(name, settings, n=1, cutoff=0)
+    raise ConfigError(f"{name} is not a setting of this service; the nearest is {nearest}")
 
 
 def _parse(name: str, raw: str, default: object) -> object:
+    """`raw` as a value of the type that `default` has."""
     if isinstance(default, tuple):
         return tuple(filter(None, (item.strip() for item in raw.split(","))))
-    if not isinstance(default, int):
-        return type(default)(raw)  # type: ignore[call-arg]  # str or Path
+    kind = type(default)
     try:
-        return int(raw)
+        return kind(raw)  # type: ignore[call-arg]  # int, float, str or Path
     except ValueError:
-        raise ConfigError(f"{name} must be a whole number, not {raw!r}") from None
+        wanted = "a whole number" if kind is int else "a number"
+        raise ConfigError(f"{name} must be {wanted}, not {raw!r}") from None
+
+
+def _in_range(field: str, value: object) -> None:
+    """Refuse numbers that mean nothing; other values pass."""
+    name = f"CLIP_{field.upper()}"
+    least = 0 if field in ("threads", "jpeg_draft") else 1
+    if isinstance(value, int) and value < least:
+        raise ConfigError(f"{name} must be at least {least}, not {value}")
+    # Written so that NaN, which compares with nothing, is refused too.
+    if isinstance(value, float) and not 0 < value < math.inf:
+        raise ConfigError(f"{name} must be a finite number above 0, not {value}")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
@@ -119,26 +156,33 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
 
 
-def available_cpus(env: Mapping[str, str] = os.environ) -> int:
-    """CPUs this process may use, which is often fewer than the machine shows.
+def available_cpus(env: Mapping[str, str] = os.environ, cgroup: Path = CGROUP) -> int:
+    """CPUs that this process may use, at least 1. They are often fewer than the machine shows.
 
-    Lambda shows two CPUs whatever it grants, which is one per 1,769 MB; elsewhere a container's
-    quota hides behind the machine's count. Threads beyond the grant only wait for each other.
+    Lambda shows two CPUs or more whatever it grants, which is one for each 1,769 MB. Elsewhere a
+    container has a quota that the machine's count does not show. More threads than that only wait
+    for each other.
     """
-    if memory := env.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE"):
-        return min(max(1, round(int(memory) / 1769)), os.cpu_count() or 1)
-    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cpus, round(_cgroup_cpus())))
+    memory = env.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "")
+    if memory.isdecimal():
+        granted, shown = int(memory) / 1769, os.cpu_count() or 1
+    elif hasattr(os, "sched_getaffinity"):  # Linux
+        granted, shown = _cgroup_cpus(cgroup), len(os.sched_getaffinity(0))
+    else:
+        granted, shown = _cgroup_cpus(cgroup), os.cpu_count() or 1
+    return max(1, round(min(granted, shown)))  # a share of a CPU is below one half, or 0
 
 
-def _cgroup_cpus() -> float:
-    """The container's CPU quota (cgroup v2, then v1), infinite when there is none."""
+def _cgroup_cpus(cgroup: Path) -> float:
+    """The container's CPU quota in CPUs, infinite when there is none or it cannot be understood."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        try:
-            quota = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us").read_text()
-            period = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us").read_text()
-        except OSError:
-            return 1e9
-    return 1e9 if quota.strip() in ("max", "-1") else int(quota) / int(period)
+        if (cgroup / "cpu.max").exists():  # cgroup v2
+            quota, period = (cgroup / "cpu.max").read_text().split()
+        else:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text()
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text()
+        if quota == "max" or int(quota) < 0:
+            return math.inf
+        return int(quota) / int(period)
+    except (OSError, ValueError, ZeroDivisionError):
+        return math.inf

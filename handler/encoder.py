@@ -1,29 +1,32 @@
-"""Images in, unit vectors out: the one path that every transport shares."""
+"""Images in, unit vectors out: the one path that every way into the service shares."""
 
 import logging
 import threading
-import warnings
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
-from handler import __version__, telemetry
-from handler.config import Config
-from handler.engines import Engine, load_engine
-from handler.errors import ClipError, ModelUnhealthy
-from handler.images import decode, s3
+from handler import health, telemetry
+from handler.budget import Budget
+from handler.config import Config, available_cpus
+from handler.engines import Embedding, Embeddings, Engine, Pixels, load_engine
+from handler.errors import ModelUnhealthy
+from handler.images import s3, sandbox
+from handler.images.s3 import Image
+from handler.images.sandbox import Decoder
+from handler.images.wire import SIZE, Decoded
 from handler.model import Model
-
-Embedding = NDArray[np.float32]
-"""float32 [512], unit length."""
-
-# How far the golden image's vector may be from clip's own: the limits of the export's parity gate.
-MIN_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.99}
+from handler.outcome import Outcome
 
 CHUNK = 8
 """Images of one inference: more gain no speed (see the benchmark), and make others wait."""
+
+T = TypeVar("T")
 
 log = logging.getLogger("clip")
 
@@ -31,37 +34,44 @@ log = logging.getLogger("clip")
 class Encoder:
     """Encodes images with one loaded engine; thread-safe."""
 
-    def __init__(self, engine: Engine, model: Model, config: Config) -> None:
-        """Take a loaded engine and run the self-check, which also warms every code path."""
+    def __init__(
+        self, engine: Engine, model: Model, config: Config, decoder: Decoder | None = None
+    ) -> None:
+        """Take a loaded engine and a decoder, by default a new one, and run the self-check."""
         self.engine = engine
         self.model = model
         self.config = config
+        self.decoder = decoder or sandbox.start(config)
         self.fingerprint = model.fingerprint(engine.precision, config.preprocess, config.jpeg_draft)
-        self._one_at_a_time = threading.Lock()  # an inference uses every CPU: two at once only wait
-        self.fault = self._self_check()
+        self._threads = ThreadPoolExecutor(available_cpus(), "decode")
+        # An inference uses every CPU: two at once would only wait for each other.
+        self._one_at_a_time = threading.Lock()
+        self.fault = health.self_check(engine, model, self.decoder)
 
-    def encode(self, data: bytes | s3.Source) -> Embedding:
-        """Encoded image file, here or in S3 -> float32 [512] of unit length.
+    def encode(self, image: Image, budget: Budget | None = None) -> Embedding:
+        """One image, its file's bytes or its place in S3 -> float32 [512] of unit length.
 
         Raises:
             RequestError: the image cannot be encoded, and why.
             SourceUnavailable: S3 did not deliver it.
+            OutOfTime: `budget` is spent.
             ModelUnhealthy: the self-check failed.
         """
-        (result,) = self.encode_batch([data])
-        if isinstance(result, ClipError):
-            try:
-                raise result
-            finally:
-                del result  # else its traceback holds this frame, which holds it
-        return result
+        (outcome,) = self.encode_batch([Outcome(image)], budget)
+        return outcome.get()
+
+    def health(self) -> dict[str, object]:
+        """The health body; see `health.report`."""
+        return health.report(self.engine, self.model, self.fingerprint, self.fault)
 
     def encode_batch(
-        self, images: Iterable[bytes | ClipError | s3.Source]
-    ) -> list[Embedding | ClipError]:
-        """Encode many images, reading those in S3 meanwhile; a bad one becomes its error, alone.
+        self, images: Sequence[Outcome[Image]], budget: Budget | None = None
+    ) -> list[Outcome[Embedding]]:
+        """Encode many images, one outcome each, in order. A bad one fails alone.
 
-        An item that already is an error (bad base64, say) keeps its place and stays one.
+        Those in S3 are read, and all are decoded, while the engine works on the ones before. An
+        item that is an error already (bad base64, say) keeps its place and stays one. Images whose
+        turn comes when `budget` is spent fail with OutOfTime.
 
         Raises:
             ModelUnhealthy: the self-check failed.
@@ -70,67 +80,66 @@ class Encoder:
             raise ModelUnhealthy(
                 "the model failed its start-up self-check; see /health and the log"
             )
-        fetched = s3.fetch(images, self.config)
-        results: list[Embedding | ClipError] = []
-        while chunk := self._encode_chunk(islice(fetched, CHUNK)):
-            results += chunk
-        failed = sum(isinstance(result, ClipError) for result in results)
-        telemetry.note(images=len(results), failed=failed)
-        return results
+        budget = budget or Budget()
+        fetched = s3.fetch(images, self.config, budget)
+        outcomes: list[Outcome[Embedding]] = []
+        for chunk in _chunks(self._decode_ahead(fetched, budget)):
+            outcomes += self._encode_chunk(chunk, budget)
+        failed = sum(outcome.error is not None for outcome in outcomes)
+        telemetry.note(images=len(outcomes), failed=failed)
+        return outcomes
 
-    def _encode_chunk(self, images: Iterable[bytes | ClipError]) -> list[Embedding | ClipError]:
-        pixels: list[NDArray[np.uint8]] = []
-        results: list[Embedding | ClipError | int] = []  # an int is a row of the engine's answer
-        for data in images:
-            try:
-                pixels.append(self._pixels(data))
-                results.append(len(pixels) - 1)
-            except ClipError as error:
-                # Bare: its traceback's frames hold the image, and this one, which holds the error.
-                error.__cause__ = error.__context__ = None
-                results.append(error.with_traceback(None))
-        if not pixels:
-            return [r for r in results if not isinstance(r, int)]
+    def _decode_ahead(
+        self, files: Iterable[Outcome[bytes]], budget: Budget
+    ) -> Iterator[Outcome[Decoded]]:
+        """Decode `files`, in order, up to a chunk of them ahead of the one that is asked for."""
+        ahead: deque[Future[Outcome[Decoded]]] = deque()
+        for file in files:
+            # In a copy of this request's context, so that it is this request's line in the log.
+            run = copy_context().run
+            ahead.append(self._threads.submit(run, self._decode, file, budget))
+            if len(ahead) > CHUNK:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+    def _decode(self, file: Outcome[bytes], budget: Budget) -> Outcome[Decoded]:
+        def decode(data: bytes) -> Decoded:
+            budget.check()
+            with telemetry.timed("decode_ms"):
+                decoded = self.decoder.decode(data, self.config, budget.spend)
+            telemetry.note(format=decoded.format, size=decoded.size, bytes=len(data))
+            return decoded
+
+        return file.then(decode)
+
+    def _encode_chunk(
+        self, chunk: Sequence[Outcome[Decoded]], budget: Budget
+    ) -> list[Outcome[Embedding]]:
+        """One inference over the images of `chunk` that could be decoded."""
+
+        def in_time(decoded: Decoded) -> Decoded:
+            budget.check_clock()
+            return decoded
+
+        chunk = [outcome.then(in_time) for outcome in chunk]
+        decoded = [outcome.get() for outcome in chunk if outcome.error is None]
+        embeddings = iter(self._infer(decoded) if decoded else ())
+        return [outcome.then(lambda _: next(embeddings)) for outcome in chunk]
+
+    def _infer(self, images: Sequence[Decoded]) -> Embeddings:
+        pixels = b"".join(image.pixels for image in images)
+        x: Pixels = np.frombuffer(pixels, np.uint8).reshape(len(images), SIZE, SIZE, 3)
         with self._one_at_a_time, telemetry.timed("engine_ms"):
-            embeddings = self.engine.encode(np.stack(pixels))  # [n, 512]
-        return [embeddings[r] if isinstance(r, int) else r for r in results]
+            return self.engine.encode(x)  # [n, 512]
 
-    def _pixels(self, data: bytes | ClipError) -> NDArray[np.uint8]:
-        if isinstance(data, ClipError):
-            raise data
-        with telemetry.timed("decode_ms"):
-            decoded = decode.decode(data, self.config)
-            telemetry.note(format=decoded.format, size=decode.full_size(decoded), bytes=len(data))
-            return decode.preprocess(decoded, self.config.preprocess)
 
-    def _self_check(self) -> str | None:
-        """Encode the golden image; None when its vector is clip's own, else what is wrong."""
-        try:
-            # Under the default limits: tight ones are no fault of the model.
-            pixels = decode.preprocess(decode.decode(self.model.golden_image, Config()))
-            cosine = float(self.engine.encode(pixels[None])[0] @ self.model.golden_embedding)
-        except Exception:
-            log.exception("self-check: the golden image cannot be encoded")
-            return "the golden image cannot be encoded"
-        if cosine >= MIN_COSINE[self.engine.precision]:
-            return None
-        fault = f"the golden image's vector has cosine {cosine:.6f} with the recorded one"
-        log.error("self-check: %s: the model files are not those that model.json describes", fault)
-        return fault
-
-    def health(self) -> dict[str, object]:
-        """The health body: the old service's four fields first, then what identifies a vector."""
-        status = "synthetic" if self.model.weights == "synthetic" else "healthy"
-        return {
-            "status": "unhealthy" if self.fault else status,
-            "model": self.model.name,
-            "device": self.engine.device,
-            "embedding_size": self.model.embedding_size,
-            "engine": self.engine.name,
-            "weights": self.model.weights,
-            "version": __version__,
-            "fingerprint": self.fingerprint,
-        }
+def _chunks(items: Iterator[T]) -> Iterator[list[T]]:
+    while True:
+        chunk = list(islice(items, CHUNK))
+        if not chunk:
+            return
+        yield chunk
 
 
 def load_encoder(config: Config) -> Encoder:
@@ -141,7 +150,8 @@ def load_encoder(config: Config) -> Encoder:
         ImportError: the engine asked for is not installed.
     """
     model = Model.load(config.model_dir)
-    encoder = Encoder(load_engine(config, model), model, config)
+    decoder = sandbox.start(config)  # it gets ready by itself while the engine loads
+    encoder = Encoder(load_engine(config, model), model, config, decoder)
     if model.weights == "synthetic":
         log.warning("the weights are SYNTHETIC: vectors are well-formed but mean nothing")
     return encoder
@@ -149,7 +159,6 @@ def load_encoder(config: Config) -> Encoder:
 
 def load_from_env() -> Encoder:
     """Settings of the environment -> primed encoder; what prevents it is one line in the log."""
-    warnings.filterwarnings("ignore", module="PIL")  # advice on images, which are the callers'
     try:
         config = Config.from_env()
         telemetry.configure(config.log_level)

@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ NAMESPACE = "ClipImageEncoder"
 log = logging.getLogger("clip")
 
 _record: ContextVar[dict[str, Any] | None] = ContextVar("record", default=None)
+_adding = threading.Lock()  # several threads may work for one request
 _cold = True  # until the first request of this process
 
 
@@ -83,8 +85,9 @@ def timed(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        before = (_record.get() or {}).get(name, 0)
-        note(**{name: round(before + _milliseconds_since(start), 2)})
+        with _adding:
+            record = _record.get() or {}
+            note(**{name: round(record.get(name, 0) + _milliseconds_since(start), 2)})
 
 
 def _milliseconds_since(start: float) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from events.generate import BUCKET, HERE, KEY
-from handler.encoder import Embedding
+from handler.engines import Embedding
 from tests.aws import take_vectors
 
 INVOKE = "/2015-03-31/functions/function/invocations"

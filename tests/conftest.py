@@ -24,15 +24,18 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
 
 from export import images
 from handler.config import Config
 from handler.encoder import Encoder
-from handler.engines import Engine
+from handler.engines import Engine, Pixels
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.http.app import create_app
+from handler.images import sandbox
+from handler.images.wire import SIZE
 from handler.model import Model
 
 if TYPE_CHECKING:
@@ -149,7 +152,16 @@ def config(model_dir: Path) -> Config:
 
 @pytest.fixture(scope="session")
 def encoder(config: Config, model: Model) -> Encoder:
-    return Encoder(OnnxCpuEngine(model, threads=2), model, config)
+    return Encoder(OnnxCpuEngine(model, threads=2), model, config, sandbox.start(config))
+
+
+def pixels_of(data: bytes, config: Config | None = None) -> Pixels:
+    """What the service makes of an image file, in this process: uint8 RGB [224, 224, 3].
+
+    Raises as `handler.images.sandbox.Decoder.decode`.
+    """
+    decoded = sandbox.Unconfined().decode(data, config or Config(), lambda _: None)
+    return np.frombuffer(decoded.pixels, np.uint8).reshape(SIZE, SIZE, 3)
 
 
 def with_settings(encoder: Encoder, **settings: Any) -> Encoder:

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from events import generate
 from events.generate import in_s3, map_batch, s3_batch, s3_eventbridge, s3_notification, sns, sqs
 from export import images
-from handler.encoder import Embedding, Encoder
+from handler.encoder import Encoder
+from handler.engines import Embedding
 from handler.errors import (
     ClipError,
     InvalidEvent,

@@ -1,5 +1,6 @@
 """Settings are read from CLIP_* and validated once."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,11 @@ def test_every_setting_is_read() -> None:
         "CLIP_S3_BUCKETS": " photos, more.photos,,",
         "CLIP_OUTPUT": "s3vectors://vectors/clip",
         "CLIP_CORS_ORIGINS": "https://shop.example, http://localhost:5173",
+        "CLIP_DECODE_SECONDS": "0.5",
+        "CLIP_DECODE_MB": "300",
+        "CLIP_REQUEST_SECONDS": "4",
+        "CLIP_BODY_SECONDS": "1e1",
+        "CLIP_BASE_PATH": "/api/v1.2",
     }
     config = Config.from_env(env)
     assert config.model_dir == Path("/models/b32")
@@ -33,6 +39,8 @@ def test_every_setting_is_read() -> None:
     assert config.s3_buckets == ("photos", "more.photos")
     assert config.output == "s3vectors://vectors/clip"
     assert config.cors_origins == ("https://shop.example", "http://localhost:5173")
+    assert (config.decode_seconds, config.decode_mb, config.request_seconds) == (0.5, 300, 4.0)
+    assert (config.body_seconds, config.base_path) == (10.0, "/api/v1.2")
 
 
 def test_by_default_no_bucket_is_read_nothing_is_written_and_no_page_may_call() -> None:
@@ -48,6 +56,10 @@ def test_any_page_may_be_let_call() -> None:
 )
 def test_every_form_of_output(output: str) -> None:
     assert Config.from_env({"CLIP_OUTPUT": output}).output == output
+
+
+NO_SECONDS = ("0", "-1", "nan", "inf", "1e999")
+NO_PATHS = ("images", "images/", "/", "/images/", "//images", "/a b", "/a?b", "/a#b")
 
 
 @pytest.mark.parametrize(
@@ -79,6 +91,10 @@ def test_every_form_of_output(output: str) -> None:
             "https://a.example,https://*.b.example",
             "CLIP_CORS_ORIGINS must hold",
         ),
+        *(("CLIP_DECODE_SECONDS", value, "finite number above 0") for value in NO_SECONDS),
+        ("CLIP_BODY_SECONDS", "soon", "CLIP_BODY_SECONDS must be a number, not 'soon'"),
+        ("CLIP_DECODE_MB", "0.5", "CLIP_DECODE_MB must be a whole number, not '0.5'"),
+        *(("CLIP_BASE_PATH", path, "CLIP_BASE_PATH must be a path like") for path in NO_PATHS),
     ],
 )
 def test_a_wrong_setting_is_named(name: str, value: str, message: str) -> None:
@@ -87,11 +103,82 @@ def test_a_wrong_setting_is_named(name: str, value: str, message: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory", "cpus"), [("512", 1), ("1769", 1), ("2048", 1), ("3008", 2), ("3538", 2)]
+    ("name", "nearest"),
+    [
+        ("CLIP_MAX_PIXEL", "CLIP_MAX_PIXELS"),
+        ("CLIP_MAXIMAGES", "CLIP_MAX_IMAGES"),
+        ("CLIP_ORIGINS", "CLIP_CORS_ORIGINS"),
+        ("CLIP_", "CLIP_"),
+        ("CLIP_PORT", "CLIP_"),  # the same name as Kubernetes' own, but a value of the user's
+    ],
+)
+def test_a_variable_that_is_no_setting_is_named_with_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} is not a setting.* nearest is {nearest}"):
+        Config.from_env({name: "3000"})
+
+
+def test_what_kubernetes_says_of_a_service_called_clip_is_no_setting() -> None:
+    """Every pod of the namespace gets these, the service's own included."""
+    address = "tcp://10.0.0.1:3000"
+    env = {
+        "CLIP_SERVICE_HOST": "10.0.0.1",
+        "CLIP_SERVICE_PORT": "3000",
+        "CLIP_SERVICE_PORT_HTTP": "3000",
+        "CLIP_PORT": address,
+        "CLIP_PORT_3000_TCP": address,
+        "CLIP_PORT_3000_TCP_PROTO": "tcp",
+        "CLIP_PORT_3000_TCP_PORT": "3000",
+        "CLIP_PORT_3000_TCP_ADDR": "10.0.0.1",
+    }
+    encoder = {name.replace("CLIP_", "CLIP_ENCODER_"): value for name, value in env.items()}
+    assert Config.from_env(env | encoder) == Config()
+
+
+@pytest.mark.parametrize(
+    ("memory", "cpus"), [("0", 1), ("512", 1), ("1769", 1), ("2048", 1), ("3008", 2), ("3538", 2)]
 )
 def test_lambda_grants_cpus_by_memory(memory: str, cpus: int) -> None:
     assert available_cpus({"AWS_LAMBDA_FUNCTION_MEMORY_SIZE": memory}) == cpus
 
 
-def test_elsewhere_it_is_what_the_process_may_use() -> None:
-    assert available_cpus({}) >= 1
+def test_elsewhere_it_is_what_the_process_may_use(tmp_path: Path) -> None:
+    assert available_cpus({}, cgroup=tmp_path) == len(os.sched_getaffinity(0))
+
+
+ONE = {"cpu.max": "100000 100000\n"}
+SHARE = {"cpu.max": "25000 100000\n"}
+NOTHING = {"cpu.max": "0 100000\n"}
+V1_ONE = {"cpu/cpu.cfs_quota_us": "50000\n", "cpu/cpu.cfs_period_us": "50000\n"}
+V1_NOTHING = V1_ONE | {"cpu/cpu.cfs_quota_us": "0\n"}
+
+
+@pytest.mark.parametrize("quota", [ONE, SHARE, NOTHING, V1_ONE, V1_NOTHING])
+def test_a_containers_quota_is_kept_and_gives_one_cpu_at_least(
+    tmp_path: Path, quota: dict[str, str]
+) -> None:
+    assert available_cpus({}, _cgroup(tmp_path, quota)) == 1
+
+
+UNLIMITED = {"cpu.max": "max 100000\n"}
+V1_UNLIMITED = V1_ONE | {"cpu/cpu.cfs_quota_us": "-1\n"}
+GARBAGE = ("", "many few", "100000", "1 2 3", "100000 0")
+
+
+@pytest.mark.parametrize("quota", [UNLIMITED, V1_UNLIMITED, *({"cpu.max": g} for g in GARBAGE)])
+def test_a_quota_that_is_none_or_makes_no_sense_holds_nothing_back(
+    tmp_path: Path, quota: dict[str, str]
+) -> None:
+    assert available_cpus({}, _cgroup(tmp_path, quota)) == len(os.sched_getaffinity(0))
+
+
+def test_a_memory_size_that_makes_no_sense_does_not_stop_the_start(tmp_path: Path) -> None:
+    env = {"AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "plenty"}
+    assert available_cpus(env, cgroup=tmp_path) == len(os.sched_getaffinity(0))
+
+
+def _cgroup(folder: Path, files: dict[str, str]) -> Path:
+    """A folder like /sys/fs/cgroup, of these files."""
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    return folder

@@ -7,6 +7,7 @@ import itertools
 import json
 import shutil
 import stat
+import struct
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,10 @@ import torch
 from export import checkpoint, graph, images, parity
 from export.__main__ import main as export
 from export.checkpoint import DownloadError, ExportError, Reference
+from handler.engines.torch_clip import import_clip
+
+SMALL = (64, 64, 2, 64, 32, 8, 100, 64, 1, 1)
+"""A ViT so small that it is made in no time; see `checkpoint.VIT_B_32`."""
 
 CONTENT = bytes(range(256)) * 5000
 
@@ -135,15 +140,54 @@ def test_a_file_that_is_no_checkpoint_is_refused(
 
 
 def test_another_architecture_is_refused(tmp_path: Path) -> None:
-    small = checkpoint.make_synthetic(
-        tmp_path / "small.pt", architecture=(64, 64, 2, 64, 32, 8, 100, 64, 1, 1)
-    )
+    small = checkpoint.make_synthetic(tmp_path / "small.pt", architecture=SMALL)
     with pytest.raises(ExportError, match="not a ViT-B/32"):
         checkpoint.load_reference(small)
 
 
-def test_a_file_of_ones_own_is_recorded_as_custom(synthetic: Path) -> None:
-    assert checkpoint.load_reference(synthetic).weights == "custom"
+def test_a_file_of_ones_own_is_recorded_as_custom_and_known_by_its_weights(
+    synthetic: Path, reference: Reference
+) -> None:
+    custom = checkpoint.load_reference(synthetic)
+    assert (custom.weights, custom.sha256) == ("custom", reference.sha256)
+
+
+def test_the_official_file_is_known_by_its_own_hash(
+    synthetic: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So the fingerprints of all exports of it, old and new, are equal."""
+    monkeypatch.setattr(checkpoint, "OFFICIAL_SHA256", checkpoint.sha256_of(synthetic))
+    official = checkpoint.load_reference(synthetic)
+    assert official.weights == "openai"
+    assert official.sha256 == checkpoint.sha256_of(synthetic)
+
+
+def test_the_hash_of_weights_is_of_what_its_description_says() -> None:
+    weights = {"b": torch.tensor([[1.0, 2.0, 3.0]]), "a": torch.tensor(0.5), "B": torch.zeros(1)}
+    text = b"B float32 1\n" + struct.pack("<f", 0)
+    text += b"a float32 -\n" + struct.pack("<f", 0.5)
+    text += b"b float32 1x3\n" + struct.pack("<3f", 1, 2, 3)
+    digest = hashlib.sha256(text).hexdigest()
+    assert checkpoint.sha256_of_weights(weights) == digest
+    halves = {name: tensor.half() for name, tensor in reversed(weights.items())}
+    assert checkpoint.sha256_of_weights(halves) == digest
+    strided = weights | {"b": torch.tensor([[1.0], [2.0], [3.0]]).T}
+    assert checkpoint.sha256_of_weights(strided) == digest
+    changed = weights | {"b": torch.tensor([[1.0], [2.0], [3.0]])}
+    assert checkpoint.sha256_of_weights(changed) != digest
+
+
+def test_two_archives_of_the_same_weights_are_one_checkpoint(tmp_path: Path) -> None:
+    def archive(name: str, seed: int = 0) -> tuple[str, str]:
+        """The hashes of a new archive: of its file, and of its weights."""
+        path = checkpoint.make_synthetic(tmp_path / name, seed, architecture=SMALL)
+        model, _ = import_clip().load(str(path), device="cpu", jit=False)
+        weights = checkpoint.sha256_of_weights(model.visual.state_dict())
+        return checkpoint.sha256_of(path), weights
+
+    one, other, another = archive("one.pt"), archive("two.pt"), archive("three.pt", seed=1)
+    assert one[0] != other[0]  # else this test shows nothing
+    assert one[1] == other[1] != another[1]
 
 
 def test_the_gate_closes_on_a_wrong_graph(

@@ -255,7 +255,7 @@ def test_a_refused_image_is_forgotten_at_once(encoder: Encoder) -> None:
     try:
         with contextlib.suppress(ClipError):
             encoder.encode(data[:-500])
-        encoder.encode_batch([data[:-500], data, b"no image"])
+        encoder.encode_batch([Outcome(data[:-500]), Outcome(data), Outcome(b"no image")])
         assert not _images() - before
     finally:
         gc.enable()

@@ -16,7 +16,6 @@ from handler.config import Config
 from handler.engines import Engine, load_engine
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.engines.torch_clip import TorchClipEngine
-from handler.images.decode import decode, preprocess
 from handler.model import Model, ModelError
 
 
@@ -59,7 +58,7 @@ def test_pixels_are_clips_own_at_random_sizes(seed: int, reference: Reference) -
     image = _random_image(random, mode, width, height)
     data = images.encoded(image, "TIFF" if mode == "CMYK" else "PNG")
     theirs = parity.reference_pixels(reference, Image.open(io.BytesIO(data)))
-    ours = preprocess(decode(data, Config(max_aspect_ratio=1000)))
+    ours = pixels_of(data, Config(max_aspect_ratio=1000))
     np.testing.assert_array_equal(ours, theirs)
 
 

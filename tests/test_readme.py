@@ -19,7 +19,8 @@ import pytest
 from events.generate import PHOTO
 from handler import errors
 from handler.config import Config
-from handler.encoder import Embedding, Encoder
+from handler.encoder import Encoder
+from handler.engines import Embedding
 from handler.events import output
 from handler.events.output import Entry
 from handler.images.s3 import Source
@@ -172,7 +173,7 @@ def test_the_settings_table_is_the_configs() -> None:
     assert table.keys() == defaults.keys()
     for name, default in defaults.items():
         if not isinstance(default, Path):
-            assert table[name] == ("none" if default == () else f"`{default}`")
+            assert table[name] == ("none" if default in ((), "") else f"`{default}`")
 
 
 def test_every_error_code_is_listed_under_its_status() -> None:

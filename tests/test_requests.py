@@ -11,13 +11,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from handler.errors import ClipError, MissingField, RequestError
-from handler.schemas import (
-    EncodeBatchRequest,
-    EncodeRequest,
-    decode_base64,
-    multipart_parts,
-    validate,
-)
+from handler.http.bodies import multipart_parts
+from handler.images.strings import decode_base64
+from handler.schemas import EncodeBatchRequest, EncodeRequest, validate
 from tests.bombs import encoded, small
 from tests.fuzz.worker import Worker
 from tests.test_every_way_in import main

@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from handler.encoder import Embedding, Encoder
+from handler.encoder import Encoder
+from handler.engines import Embedding
 from tests.bombs import encoded
 from tests.conftest import ROOT, free_port, wait_for
 from tests.measure import peak_megabytes

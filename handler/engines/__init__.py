@@ -14,6 +14,8 @@ Pixels = NDArray[np.uint8]
 """uint8 RGB [n, 224, 224, 3]."""
 Embeddings = NDArray[np.float32]
 """float32 [n, 512], each row of unit length."""
+Embedding = NDArray[np.float32]
+"""float32 [512], unit length."""
 
 
 class Engine(Protocol):

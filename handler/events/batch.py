@@ -1,26 +1,28 @@
-"""AWS's batch engines: each hands over S3 objects in its own form and wants failures named in its
-own.
+"""AWS's batch engines: each hands over S3 objects in its own form and wants failures named in its own.
 
-S3 Batch Operations, SQS, S3 notifications (from S3 or by EventBridge) and Step Functions
-Distributed Map. Retries are theirs: a failure that may pass is handed back, and doing a thing
-twice does no harm.
+They are S3 Batch Operations, SQS, S3's notifications (from S3 itself or by EventBridge) and Step
+Functions' Distributed Map. The engines do the retrying: a failure that may pass is handed back to
+them, and encoding an object twice does no harm.
 
-Whatever names an object without a version means the object as it is now, and after each event the
-output holds what the bucket holds: one vector for an image, none for anything else. Engines deliver
-twice, late and in any order, so an event is never believed: a notification only says that a key
-changed, the object is read, its vector written or removed, and then the object is looked at once
-more. If it changed in between, someone newer may have written before us, and the engine tries
-again.
+Whatever names an object without a version means the object as it is now. After each event the output
+holds what the bucket holds: one vector for an image, none for anything else. Engines deliver twice,
+late and in any order, so an event is never believed: a notification only says that a key changed. The
+object is read, its vector is written or removed, and then the object is looked at once more. If it
+changed in between, another invocation may have written its vector before this one did, so the engine
+is told to try again.
 """
 
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote_plus
 
-from handler import schemas, telemetry
-from handler.encoder import Embedding, Encoder
+from handler import answers, schemas, telemetry
+from handler.budget import Budget
+from handler.encoder import Encoder
+from handler.engines import Embedding
 from handler.errors import (
     ClipError,
     InvalidEvent,
@@ -34,141 +36,169 @@ from handler.errors import (
 from handler.events import output
 from handler.images import s3
 from handler.images.s3 import Source
+from handler.outcome import Outcome
 
 log = logging.getLogger("clip")
 
-Parsed = TypeVar("Parsed")
+T = TypeVar("T")
+Event = Mapping[str, Any]
 Wanted = dict[Source, bool]
-"""Objects, and whether someone asks for their vectors by name; else they are said to have changed.
-"""
-Outcomes = dict[Source, Embedding | ClipError]
+"""Objects, and whether someone asks for their vectors by name; else they are said to have changed."""
+Outcomes = dict[Source, Outcome[Embedding]]
 
 
-def kind(event: Mapping[str, Any]) -> str | None:
-    """Name a batch engine's event by its keys; None: it is none."""
-    if "invocationSchemaVersion" in event:
-        return "s3_batch"
-    if "Items" in event:
-        return "map"
-    match event:
-        case {"Records": [{"eventSource": "aws:sqs"}, *_]}:
-            return "sqs"
-        case {"Records": _} | {"detail-type": _, "source": "aws.s3"}:
-            return "s3_event"
-    return None
+class Task(NamedTuple):
+    """What is needed to work on one event."""
+
+    event: Event
+    encoder: Encoder
+    budget: Budget
 
 
-def handle(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
+class Engine(NamedTuple):
+    """One of AWS's batch engines: how its events are recognised, and what answers them."""
+
+    name: str
+    recognises: Callable[[Event], bool]
+    answer: Callable[[Task], dict[str, Any]]
+
+
+def kind(event: Event) -> str | None:
+    """The name of the batch engine that `event` comes from; None: from no engine."""
+    return next((engine.name for engine in _ENGINES if engine.recognises(event)), None)
+
+
+def handle(event: Event, context: Any, encoder: Encoder) -> dict[str, Any]:
     """Answer a batch engine's event, its vectors written to ``CLIP_OUTPUT``.
 
     Raises:
-        InvalidEvent: malformed, or there is no caller to answer while ``CLIP_OUTPUT`` is
-        ``caller``.
+        InvalidEvent: malformed, or it has no caller to answer while ``CLIP_OUTPUT`` is ``caller``.
         ClipError: failures, of an engine that cannot be told of single ones; the text names them.
     """
-    name = kind(event)
-    if encoder.config.output == "caller" and name != "map":
+    engine = next(engine for engine in _ENGINES if engine.recognises(event))
+    if encoder.config.output == "caller" and engine.name != "map":
         raise InvalidEvent(
             "this event has no caller to answer: set CLIP_OUTPUT to where vectors should go"
         )
-    answer = {"s3_batch": _s3_batch, "sqs": _sqs, "s3_event": _s3_event, "map": _map}[str(name)]
-    return answer(event, encoder)
+    return engine.answer(Task(event, encoder, Budget.of_batch(context)))
 
 
 # --- the engines ----------------------------------------------------------------------------------
 
 
-def _s3_batch(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
-    """S3 Batch Operations, schema 1.0 and 2.0: a code and a text for each task."""
-    tasks = [(task, _attempt(_task_source, task)) for task in _list(event, "tasks")]
-    wanted = {source: True for _, source in tasks if isinstance(source, Source)}
+def _s3_batch(task: Task) -> dict[str, Any]:
+    """S3 Batch Operations, schema 1.0 and 2.0: a code and a text for each of its tasks."""
+    tasks = _list(task.event, "tasks")
+    sources = [Outcome.of(partial(_task_source, one)) for one in tasks]
+    wanted = dict.fromkeys(_values(sources), True)
     try:
-        outcomes = _process(wanted, encoder)
-    except ServiceError as error:  # of all of them alike: the model is not what it says
-        outcomes = dict.fromkeys(wanted, error)
-    results = []
-    for task, source in tasks:
-        outcome = outcomes[source] if isinstance(source, Source) else source
-        code, text = (
-            "Succeeded",
-            output.location(source, encoder) if isinstance(source, Source) else "",
-        )
-        if isinstance(outcome, ClipError):
-            code = "TemporaryFailure" if outcome.retryable else "PermanentFailure"
-            text = str(outcome)
-        results.append({"taskId": task.get("taskId"), "resultCode": code, "resultString": text})
+        outcomes = _process(wanted, task)
+    except ServiceError as error:  # one that concerns every image: the model failed its self-check
+        outcomes = {source: Outcome(error=error.with_traceback(None)) for source in wanted}
+    results = [
+        _s3_batch_result(one.get("taskId"), source, _of(source, outcomes), task.encoder)
+        for one, source in zip(tasks, sources, strict=True)
+    ]
     return {
-        "invocationSchemaVersion": event["invocationSchemaVersion"],
+        "invocationSchemaVersion": task.event["invocationSchemaVersion"],
         "treatMissingKeysAs": "PermanentFailure",
-        "invocationId": event.get("invocationId"),
+        "invocationId": task.event.get("invocationId"),
         "results": results,
     }
 
 
-def _sqs(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
-    """SQS: the ids of the messages that failed, which SQS delivers again or, in the end, sets
-    aside.
-    """
-    messages = [
-        (record.get("messageId"), _attempt(_message_sources, record))
-        for record in _list(event, "Records")
-    ]
-    wanted = _merged(sources for _, sources in messages if not isinstance(sources, ClipError))
-    failures = _failures(_process(wanted, encoder), wanted)
+def _s3_batch_result(
+    name: object, source: Outcome[Source], outcome: Outcome[Embedding], encoder: Encoder
+) -> dict[str, object]:
+    if outcome.error is None:
+        code, text = "Succeeded", output.location(source.get(), encoder)
+    else:
+        code = "TemporaryFailure" if outcome.error.retryable else "PermanentFailure"
+        text = str(outcome.error)
+    return {"taskId": name, "resultCode": code, "resultString": text}
+
+
+def _sqs(task: Task) -> dict[str, Any]:
+    """SQS: the ids of the messages that failed. SQS delivers those again; in the end it gives up."""
+    records = _list(task.event, "Records")
+    messages = [Outcome.of(partial(_message_sources, record)) for record in records]
+    wanted = _merged(_values(messages))
+    failures = _failures(_process(wanted, task), wanted)
     failed = []
-    for message, sources in messages:
-        if isinstance(sources, ClipError):
-            _log_failure(f"message {message}", sources)
-        if isinstance(sources, ClipError) or not failures.keys().isdisjoint(sources):
-            failed.append({"itemIdentifier": message})
+    for record, message in zip(records, messages, strict=True):
+        name = record.get("messageId")
+        if message.error is not None:
+            _log_failure(f"message {name}", message.error)
+            failed.append({"itemIdentifier": name})
+        elif not failures.keys().isdisjoint(message.get()):
+            failed.append({"itemIdentifier": name})
     return {"batchItemFailures": failed}
 
 
-def _s3_event(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
-    """A notification without a queue: failures are raised: Lambda tries again, then sets them
-    aside.
-    """
-    wanted = _sources(event)
-    outcomes = _process(wanted, encoder)
+def _s3_event(task: Task) -> dict[str, Any]:
+    """A notification without a queue: any failure is raised, so that Lambda delivers it again."""
+    wanted = _sources(task.event)
+    outcomes = _process(wanted, task)
     _raise_failures(_failures(outcomes, wanted), of=len(outcomes))
-    removed = sum(isinstance(outcome, ClipError) for outcome in outcomes.values())
+    removed = sum(outcome.error is not None for outcome in outcomes.values())
     return {"written": len(outcomes) - removed, "removed": removed}
 
 
-def _map(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
-    """A batch of a Distributed Map: failures that may pass are raised, for its Retry; others are
-    named.
+def _map(task: Task) -> dict[str, Any]:
+    """A batch of a Distributed Map. Failures that may pass are raised, for the state machine's Retry.
+
+    All others are named in the answer.
     """
-    items = [_attempt(_item_source, item) for item in _list(event, "Items", object)]
-    wanted = {item: True for item in items if isinstance(item, Source)}
-    file = _run_file(event, wanted, encoder)
-    outcomes = _process(wanted, encoder, file)
-    results = [outcomes[item] if isinstance(item, Source) else item for item in items]
-    errors = schemas.batch_errors(results)
-    for error in errors:
-        error["source"] = (
-            str(items[error["index"]]) if isinstance(items[error["index"]], Source) else None
-        )
+    items = _list(task.event, "Items", object)
+    sources = [Outcome.of(partial(_item_source, item)) for item in items]
+    wanted = dict.fromkeys(_values(sources), True)
+    file = _run_file(task.event, wanted, task.encoder)
+    outcomes = _process(wanted, task, file)
     failures = _failures(outcomes, wanted)
     if any(error.retryable for error in failures.values()):
         _raise_failures(failures, of=len(outcomes))
-    if encoder.config.output == "caller":
-        return {"embeddings": schemas.batch_floats(results), "errors": errors}
+    results = [_of(source, outcomes) for source in sources]
+    errors = answers.batch_errors(results)
+    for error in errors:
+        source = sources[error["index"]]
+        error["source"] = str(source.get()) if source.error is None else None
+    if task.encoder.config.output == "caller":
+        return {"embeddings": answers.batch_floats(results), "errors": errors}
     written = len(outcomes) - len(failures)
     if not written and any(isinstance(error, OutputRefused) for error in failures.values()):
         raise OutputRefused("the output refuses every vector of the batch: the log says why")
-    place = file or encoder.config.output
+    place = file or task.encoder.config.output
     return {"written": written, "output": place if written else None, "errors": errors}
 
 
-def _run_file(event: Mapping[str, Any], wanted: Wanted, encoder: Encoder) -> str:
-    """The file of the batch in the folder of its run; empty where its objects have places of their
-    own.
-    """
+def _run_file(event: Event, wanted: Wanted, encoder: Encoder) -> str:
+    """The file for all vectors of the batch, in its run's folder; empty if each has its own place."""
     match event.get("BatchInput"):
         case {"run": str(run)} if encoder.config.output != "caller":
             return output.run_file(run, list(wanted), encoder)
     return ""
+
+
+def _is_sqs(event: Event) -> bool:
+    match event:
+        case {"Records": [{"eventSource": "aws:sqs"}, *_]}:
+            return True
+    return False
+
+
+def _is_s3_event(event: Event) -> bool:
+    match event:
+        case {"Records": _} | {"detail-type": _, "source": "aws.s3"}:
+            return True
+    return False
+
+
+_ENGINES = (  # the first that recognises an event answers it
+    Engine("s3_batch", lambda event: "invocationSchemaVersion" in event, _s3_batch),
+    Engine("map", lambda event: "Items" in event, _map),
+    Engine("sqs", _is_sqs, _sqs),
+    Engine("s3_event", _is_s3_event, _s3_event),
+)
 
 
 # --- what they name -------------------------------------------------------------------------------
@@ -252,34 +282,30 @@ def _source(bucket: object, key: object, version_id: object = None) -> Source:
     return Source(bucket, key, version_id or "")
 
 
-def _list(event: Mapping[str, Any], key: str, kind: type = dict) -> list[Any]:
+def _list(event: Event, key: str, kind: type = dict) -> list[Any]:
     items = event.get(key)
     if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
         raise InvalidEvent(f"{key!r} must be a list{' of objects' if kind is dict else ''}")
     return items
 
 
-def _attempt(parse: Callable[[Any], Parsed], item: object) -> Parsed | ClipError:
-    """What `parse` makes of `item`, or why it cannot: a malformed one fails alone."""
-    try:
-        return parse(item)
-    except ClipError as error:
-        return error.with_traceback(None)
+def _values(outcomes: Iterable[Outcome[T]]) -> list[T]:
+    return [outcome.get() for outcome in outcomes if outcome.error is None]
 
 
 # --- what is common to all ------------------------------------------------------------------------
 
 
-def _process(wanted: Wanted, encoder: Encoder, file: str = "") -> Outcomes:
-    """Encode every source once, however often it is named, and make the output hold what came of
-    it.
+def _process(wanted: Wanted, task: Task, file: str = "") -> Outcomes:
+    """Encode every source once, however often it is named, and make the output hold what came of it.
 
     Vectors go into `file`, or each to a place of its own. Failures are logged one by one.
     """
     sources = list(wanted)
-    outcomes = dict(zip(sources, encoder.encode_batch(sources), strict=True))
-    if encoder.config.output != "caller":
-        outcomes |= _write(outcomes, encoder, file)
+    encoded = task.encoder.encode_batch([Outcome(source) for source in sources], task.budget)
+    outcomes = dict(zip(sources, encoded, strict=True))
+    if task.encoder.config.output != "caller":
+        outcomes |= _write(outcomes, task, file)
     failures = _failures(outcomes, wanted)
     for source, error in failures.items():
         _log_failure(str(source), error)
@@ -287,48 +313,60 @@ def _process(wanted: Wanted, encoder: Encoder, file: str = "") -> Outcomes:
     return outcomes
 
 
-def _write(encoded: Outcomes, encoder: Encoder, file: str) -> dict[Source, ClipError]:
-    """Write each vector, remove each that should not be, and look again; the errors met on the way."""
+def _write(encoded: Outcomes, task: Task, file: str) -> Outcomes:
+    """Write each vector, remove each that should not be, and look again; what failed on the way."""
     entries = []
     for source, outcome in encoded.items():
-        if not isinstance(outcome, ClipError):
-            entries.append(output.Entry(source, outcome))
-        elif _has_no_vector(outcome):
+        if outcome.error is None:
+            entries.append(output.Entry(source, outcome.get()))
+        elif _has_no_vector(outcome.error):
             entries.append(output.Entry(source, None))
     with telemetry.timed("s3_wait_ms"):
-        errors = output.write(entries, encoder, file)
-    if file:  # a run's file says when each object was read: a reader lets the latest reading count
-        return errors
-    written = [entry.source for entry in entries if entry.source not in errors]
-    return errors | s3.changed([source for source in written if not source.version_id])
+        errors = output.write(entries, task.encoder, file)
+    if not file:
+        # A run's file needs no second look: it says when each object was read, and whoever reads
+        # the files lets the latest reading count.
+        written = [entry.source for entry in entries if entry.source not in errors]
+        errors |= s3.changed([source for source in written if not source.version_id])
+    return {source: Outcome(error=error) for source, error in errors.items()}
+
+
+def _of(source: Outcome[Source], outcomes: Outcomes) -> Outcome[Embedding]:
+    """What became of a source that may not have been readable in the first place."""
+    return Outcome(error=source.error) if source.error is not None else outcomes[source.get()]
 
 
 def _has_no_vector(error: ClipError) -> bool:
-    """Whether `error` says that the object is gone, or no image: not that it could not be looked
-    at.
-    """
-    return not error.retryable and not isinstance(error, SourceDenied | SourceNotAllowed)
+    """Whether `error` says for certain that there is no image, because it is gone or is none."""
+    could_not_look = error.retryable or isinstance(error, SourceDenied | SourceNotAllowed)
+    return not could_not_look
 
 
 def _log_failure(source: str, error: ClipError) -> None:
     request = telemetry.current()["request_id"]
-    fields = {"source": source, **error.body(), "retryable": error.retryable, "request_id": request}
+    fields = {
+        "source": source,
+        **error.body(),
+        "retryable": error.retryable,
+        "request_id": request,
+    }
     log.warning("no vector", extra={"fields": fields})
 
 
 def _failures(outcomes: Outcomes, wanted: Wanted) -> dict[Source, ClipError]:
-    """The errors; that an object is gone is none where it was only said to have changed."""
+    """The errors. That an object is gone is none where it was only said to have changed."""
     return {
-        source: outcome
+        source: outcome.error
         for source, outcome in outcomes.items()
-        if isinstance(outcome, ClipError)
-        and (wanted[source] or not isinstance(outcome, SourceNotFound))
+        if outcome.error is not None
+        and (wanted[source] or not isinstance(outcome.error, SourceNotFound))
     }
 
 
 def _raise_failures(failures: Mapping[Source, ClipError], of: int) -> None:
-    """Raise one error for all, of a retryable kind if there is one; the good ones are written
-    already.
+    """Raise one error for all `failures`, if there are any; one that may pass before one that cannot.
+
+    What was encoded without a failure is written already.
     """
     if failures:
         ordered = sorted(failures.items(), key=lambda failure: not failure[1].retryable)

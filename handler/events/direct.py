@@ -6,7 +6,8 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from handler import schemas, telemetry
+from handler import answers, schemas, telemetry
+from handler.budget import Budget
 from handler.encoder import Encoder
 from handler.errors import InvalidEvent
 from handler.events import batch
@@ -28,11 +29,12 @@ def invoke(event: Any, context: Any, encoder: Encoder) -> dict[str, Any]:
         if not isinstance(event, dict):
             raise InvalidEvent(f"expected {EXPECTED}; got a {type(event).__name__}")
         if batch.kind(event):
-            return batch.handle(event, encoder)
+            return batch.handle(event, context, encoder)
+        budget = Budget.of_request(encoder.config, context)
         if "image" in event or "s3" in event:
-            return _encode(event, encoder)
+            return _encode(event, budget, encoder)
         if "images" in event:
-            return _encode_batch(event, encoder)
+            return _encode_batch(event, budget, encoder)
         # EventBridge calls on a schedule to keep an environment warm: being called is all it takes.
         if event.get("action") == "health" or event.get("detail-type") == "Scheduled Event":
             return encoder.health()
@@ -50,21 +52,25 @@ def _kind(event: Any) -> str:
     return batch.kind(event) or ("scheduled" if "detail-type" in event else "direct")
 
 
-def _encode(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
-    embedding = encoder.encode(schemas.validate(schemas.EncodeRequest, event).read())
+def _encode(event: Mapping[str, Any], budget: Budget, encoder: Encoder) -> dict[str, Any]:
+    embedding = encoder.encode(schemas.validate(schemas.EncodeRequest, event).read(), budget)
     return {
-        "embedding": schemas.to_floats(embedding),
+        "embedding": answers.to_floats(embedding),
         "embedding_size": encoder.model.embedding_size,
         "model": encoder.model.name,
     }
 
 
-def _encode_batch(event: Mapping[str, Any], encoder: Encoder) -> dict[str, Any]:
+def _encode_batch(event: Mapping[str, Any], budget: Budget, encoder: Encoder) -> dict[str, Any]:
     if isinstance(event["images"], list):  # counted before each is looked at
         schemas.check_count(len(event["images"]), encoder.config.max_images)
     request = schemas.validate(schemas.EncodeBatchRequest, event)
-    results = encoder.encode_batch(schemas.read_images(request.images, encoder.config.max_images))
-    return {"embeddings": schemas.batch_floats(results), "errors": schemas.batch_errors(results)}
+    images = schemas.read_images(request.images, encoder.config.max_images)
+    outcomes = encoder.encode_batch(images, budget)
+    return {
+        "embeddings": answers.batch_floats(outcomes),
+        "errors": answers.batch_errors(outcomes),
+    }
 
 
 def _names(event: Mapping[str, Any]) -> str:

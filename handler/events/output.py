@@ -18,8 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from handler import schemas
-from handler.encoder import Embedding, Encoder
+from handler import answers
+from handler.encoder import Encoder
+from handler.engines import Embedding
 from handler.errors import ClipError, InvalidEvent, OutputRefused, OutputUnavailable
 from handler.images import s3
 
@@ -240,6 +241,6 @@ def _vector(entry: Entry, fingerprint: str) -> dict[str, Any]:
         metadata["version_id"] = source.version_id
     return {
         "key": vector_key(source),
-        "data": {"float32": schemas.to_floats(embedding)},
+        "data": {"float32": answers.to_floats(embedding)},
         "metadata": metadata,
     }

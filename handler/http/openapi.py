@@ -4,7 +4,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from handler.schemas import EncodeBatchRequest, EncodeRequest, ErrorBody
+from handler.answers import ErrorBody
+from handler.schemas import EncodeBatchRequest, EncodeRequest
 
 _IMAGE = (  # a real 8 x 8 PNG, so that the examples work when pasted
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAGUlEQVR4"

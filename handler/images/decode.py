@@ -1,116 +1,132 @@
-"""Bytes -> decoded image -> pixels. Every limit on size, pixels and shape is here.
+"""Bytes -> decoded picture -> pixels, in OpenAI's own steps. Runs in a process of the sandbox.
 
 The steps and their order are those of OpenAI's ``clip._transform``: resize, crop, and only then
 convert to RGB. Peers that convert first, or floor the crop's offset, get other vectors.
+
+Nothing here guesses what a file will cost its decoder: the kernel stops it (see ``sandbox.py``).
+This module must not import NumPy, which would double the memory and the start of that process.
 """
 
+import importlib
 import io
 from contextlib import suppress
 from typing import NoReturn
 
-import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageOps, UnidentifiedImageError
 
-from handler.config import Config
 from handler.errors import (
     ClipError,
     ExtremeShape,
-    ImageTooLarge,
+    ImageTooCostly,
     InvalidImage,
-    MissingField,
     TooManyPixels,
     TruncatedImage,
 )
-from handler.images.formats import check_structure, jpeg_scans, sniff, webp_size
-
-SIZE = 224
-"""Side of the square the model sees, in pixels."""
+from handler.images.formats import FORMATS
+from handler.images.wire import SIZE, Decoded, Limits
 
 _FULL_SIZE = (0, 0)
-"""Key in ``Image.info`` of the size before `_reduce`. Not text: a file could set any text key."""
+"""Key in ``Image.info`` of the size before `_reduce`. No text, since a file could set any text key."""
+
+# Pillow's own limit raises at a number of pixels that is not ours; `_check_shape` has ours.
+Image.MAX_IMAGE_PIXELS = None
+
+for _plugins in FORMATS.values():
+    # Otherwise Pillow imports its plugins, all forty, when the first image comes.
+    for _plugin in _plugins:
+        importlib.import_module(f"PIL.{_plugin}")
+
+# libavif would start a thread for each CPU. As many images as there are CPUs are decoded at once
+# already, and the sandbox lets no decoder start threads.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
-def decode(data: bytes, config: Config) -> Image.Image:
+def to_pixels(data: bytes, kind: str, limits: Limits) -> Decoded:
+    """An image file of format `kind` -> what the model sees of it.
+
+    Raises:
+        TooManyPixels, ExtremeShape: over the limits.
+        TruncatedImage, InvalidImage: the data ends early or is corrupt.
+        ImageTooCostly: decoding takes more memory than there is.
+    """
+    image = decode(data, kind, limits)
+    pixels = preprocess(image, corrected=limits.corrected)
+    return Decoded(pixels.tobytes(), str(image.format), full_size(image))
+
+
+def decode(data: bytes, kind: str, limits: Limits) -> Image.Image:
     """Decode `data` completely, once its header has passed every limit.
 
     A large JPEG comes out at 1/2, 1/4 or 1/8 of its size, as ``jpeg_draft`` says; `preprocess`
-    knows.
-
-    Raises:
-        MissingField, ImageTooLarge: no bytes, or over ``max_image_bytes``.
-        NotAnImage, UnsupportedFormat: not one of `formats.FORMATS`.
-        InvalidImage: made of more parts than any real file.
-        TooManyPixels, ExtremeShape: over ``max_pixels`` or ``max_aspect_ratio``.
-        TruncatedImage, InvalidImage: the data ends early or is corrupt.
+    allows for it. Raises as `to_pixels`.
     """
-    if not data:
-        raise MissingField("the image is empty: send the bytes of an image file")
-    if len(data) > config.max_image_bytes:
-        raise ImageTooLarge(
-            f"the image has {len(data):,} bytes, the limit is {config.max_image_bytes:,}"
-        )
-    kind = sniff(data)
-    check_structure(kind, data)
-    if kind == "WEBP":
-        _check_shape(kind, webp_size(data), "RGB", config)
     try:
-        # MPO is a JPEG with more pictures behind the first; it opens through the JPEG plugin.
-        image = Image.open(io.BytesIO(data), formats=(kind, "MPO") if kind == "JPEG" else (kind,))
-        _check_shape(kind, image.size, image.mode, config)
+        formats = (kind, "MPO") if kind == "JPEG" else (kind,)
+        image = Image.open(io.BytesIO(data), formats=formats)
+        _check_shape(image.size, limits)
         if kind == "JPEG":
-            _check_scans(data, image.size, config)
-            _reduce(image, config)
+            _reduce(image, limits)
         image.load()
     except ClipError:
         raise
-    # decoders raise anything; whatever it is, this image is why
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:  # noqa: BLE001  # decoders raise anything; this image is why
         _raise_undecodable(kind, error)
     return image
 
 
-def preprocess(image: Image.Image, profile: str = "openai") -> NDArray[np.uint8]:
-    """Decoded image -> uint8 RGB [224, 224, 3]: ``clip._transform`` up to its ``ToTensor``.
+def preprocess(image: Image.Image, corrected: bool = False) -> Image.Image:
+    """Decoded picture -> RGB, 224 x 224: ``clip._transform`` up to its ``ToTensor``.
 
     Bit for bit torchvision's ``Resize(224, BICUBIC)`` and ``CenterCrop(224)``, including the
-    rounding of a crop offset that falls on a half. With `profile` ``corrected``, after `correct`.
+    rounding of a crop offset that falls on a half. With `corrected`, after `correct`.
 
     Raises:
-        InvalidImage, TooManyPixels: pixels that cannot become RGB, or not in the memory there is.
+        InvalidImage, ImageTooCostly: it cannot become RGB, or not in the memory there is.
     """
     try:
-        if profile == "corrected":
+        if corrected:
             image = correct(image)
         width, height = full_size(image)
-        scale = round(width / image.width)
-        box = (0, 0, width / scale, height / scale)  # 1001 pixels at 1/8 fill 125.125 of 126
-        resized = int(SIZE * max(width, height) / min(width, height))
-        size = (SIZE, resized) if width <= height else (resized, SIZE)
+        long_side = int(SIZE * max(width, height) / min(width, height))
+        size = (SIZE, long_side) if width <= height else (long_side, SIZE)
         left, top = (round((side - SIZE) / 2.0) for side in size)
-        image = image.resize(size, Image.Resampling.BICUBIC, box)
-        image = image.crop((left, top, left + SIZE, top + SIZE)).convert("RGB")
+        image = image.resize(size, Image.Resampling.BICUBIC, _picture_in(image))
+        return image.crop((left, top, left + SIZE, top + SIZE)).convert("RGB")
     except Exception as error:  # noqa: BLE001  # as in `decode`
         _raise_undecodable(image.format or image.mode, error)
-    return np.asarray(image)
 
 
-def _reduce(image: Image.Image, config: Config) -> None:
+def _picture_in(image: Image.Image) -> tuple[float, float, float, float]:
+    """The part of `image` that is picture: left, top, right, bottom, in pixels and their fractions.
+
+    A JPEG that was decoded at 1/8 has whole pixels: 1,001 of them became 126, of which the picture
+    fills 125.125. What was decoded in full fills all of it.
+    """
+    width, height = full_size(image)
+    reduced_by = round(width / image.width)  # 1, 2, 4 or 8
+    return (0, 0, width / reduced_by, height / reduced_by)
+
+
+def _reduce(image: Image.Image, limits: Limits) -> None:
     """Have a large JPEG decoded at the smallest scale that leaves ``jpeg_draft`` pixels a side.
 
     The decoder then skips most of its work. Shrinking further in `preprocess` hides the difference:
     cosine to full decoding is at least 0.9998, measured by ``benchmarks/accuracy.py``.
     """
     # `correct` may turn the picture, and its full size would have to turn with it.
-    if config.jpeg_draft and config.preprocess == "openai":
+    if limits.jpeg_draft and not limits.corrected:
         image.info[_FULL_SIZE] = image.size
-        image.draft(None, (config.jpeg_draft, config.jpeg_draft))
+        image.draft(None, (limits.jpeg_draft, limits.jpeg_draft))
 
 
 def full_size(image: Image.Image) -> tuple[int, int]:
     """Width and height in the file, of an image that may have been decoded at a reduced scale."""
     size: tuple[int, int] = image.info.get(_FULL_SIZE, image.size)
     return size
+
+
+_HIGH_BYTE = [value // 257 for value in range(65536)]
+"""16 bits -> 8: 65,535 becomes 255."""
 
 
 def correct(image: Image.Image) -> Image.Image:
@@ -122,7 +138,7 @@ def correct(image: Image.Image) -> Image.Image:
     with suppress(Exception):  # of unreadable EXIF; a viewer would show the picture as it is
         image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # I;16 and its kin, and I: what Pillow makes of 16-bit PNGs
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+        image = image.convert("I").point(_HIGH_BYTE, "L")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -130,33 +146,17 @@ def correct(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _check_shape(kind: str, size: tuple[int, int], mode: str, config: Config) -> None:
+def _check_shape(size: tuple[int, int], limits: Limits) -> None:
     width, height = size
-    # Four bytes a pixel, but libwebp takes sixteen, libavif eight, and alpha is multiplied in a
-    # copy.
-    limit = config.max_pixels // {"WEBP": 4, "AVIF": 2}.get(kind, 2 if "A" in mode.upper() else 1)
-    if width * height > limit:
+    if width * height > limits.max_pixels:
         raise TooManyPixels(
-            f"the image has {width:,} x {height:,} pixels; the limit is {limit:,} in all for such a {kind}"
+            f"the image has {width:,} x {height:,} pixels; the limit is {limits.max_pixels:,} in all"
         )
     # The resized image is 224 on its short side: 1 x 20,000 pixels would become 224 x 4,480,000.
-    if max(size) > config.max_aspect_ratio * min(size):
+    if max(size) > limits.max_aspect_ratio * min(size):
         raise ExtremeShape(
             f"the image is {width:,} x {height:,}: one side may be at most "
-            f"{config.max_aspect_ratio} times the other"
-        )
-
-
-def _check_scans(data: bytes, size: tuple[int, int], config: Config) -> None:
-    """A progressive JPEG is decoded once per scan, and a scan can be ten bytes: bound their
-    product.
-
-    Real files have about ten scans; 16 of the largest image allowed leaves room for all of them.
-    """
-    most = 16 * config.max_pixels // max(1, size[0] * size[1])
-    if jpeg_scans(data, most) > most:
-        raise TooManyPixels(
-            f"the JPEG image has more than {most:,} scans of {size[0]:,} x {size[1]:,} pixels"
+            f"{limits.max_aspect_ratio} times the other"
         )
 
 
@@ -164,10 +164,8 @@ def _raise_undecodable(kind: str, error: Exception) -> NoReturn:
     text = str(error).lower()
     if isinstance(error, (EOFError, IndexError)) or "truncated" in text:
         raise TruncatedImage(f"the {kind} image ends before its data is complete") from error
-    if isinstance(error, (MemoryError, Image.DecompressionBombError)):
-        raise TooManyPixels(
-            f"decoding the {kind} image takes more memory than is allowed"
-        ) from error
+    if isinstance(error, MemoryError):
+        raise ImageTooCostly(f"decoding the {kind} image takes too much memory") from error
     if isinstance(error, UnidentifiedImageError):
         raise InvalidImage(f"the data begins like {kind} but its header cannot be read") from error
     raise InvalidImage(

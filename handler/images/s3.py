@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from handler import telemetry
+from handler.budget import Budget
 from handler.config import Config
 from handler.errors import (
     ClipError,
@@ -23,6 +24,7 @@ from handler.errors import (
     SourceNotFound,
     SourceUnavailable,
 )
+from handler.outcome import Outcome
 
 AHEAD = 8
 """Most objects in memory, or on their way, that the encoder has not come to."""
@@ -63,6 +65,10 @@ class Source:
         return f"{self.version_id}{'@' if self.version_id else ''}s3://{self.bucket}/{self.key}"
 
 
+Image = bytes | Source
+"""An image as a request gives it: the bytes of its file, or its place."""
+
+
 def parse_uri(uri: str) -> Source:
     """``s3://bucket/key`` -> source; the key is taken as it is, not percent-decoded.
 
@@ -74,16 +80,16 @@ def parse_uri(uri: str) -> Source:
 
 
 def fetch(
-    images: Iterable[bytes | ClipError | Source], config: Config
-) -> Iterator[bytes | ClipError]:
+    images: Iterable[Outcome[Image]], config: Config, budget: Budget
+) -> Iterator[Outcome[bytes]]:
     """Replace every source by its bytes, or its error, in order; what is no source passes through.
 
     While the caller works on one, up to `AHEAD` more are read. A source fails alone, with
-    SourceNotAllowed, SourceNotFound, SourceDenied, ImageTooLarge or SourceUnavailable.
+    SourceNotAllowed, SourceNotFound, SourceDenied, ImageTooLarge, SourceUnavailable or OutOfTime.
     """
-    ahead: deque[bytes | ClipError | Future[bytes | ClipError]] = deque()
+    ahead: deque[Outcome[bytes] | Future[Outcome[bytes]]] = deque()
     for image in images:
-        ahead.append(_start(image, config) if isinstance(image, Source) else image)
+        ahead.append(_start(image, config))
         if len(ahead) > AHEAD:
             yield _finish(ahead.popleft())
     while ahead:
@@ -147,22 +153,27 @@ def threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(AHEAD)
 
 
-def _start(source: Source, config: Config) -> ClipError | Future[bytes | ClipError]:
+def _start(image: Outcome[Image], config: Config) -> Outcome[bytes] | Future[Outcome[bytes]]:
+    source = image.value
+    if not isinstance(source, Source):
+        return Outcome(source, image.error)
     if source.bucket not in config.s3_buckets:
-        return SourceNotAllowed(
-            "images are not read from that bucket: CLIP_S3_BUCKETS does not list it"
+        return Outcome(
+            error=SourceNotAllowed(
+                "images are not read from that bucket: CLIP_S3_BUCKETS does not list it"
+            )
         )
-    return threads().submit(_read, source, config.max_image_bytes)
+    return threads().submit(Outcome.of, partial(_read, source, config.max_image_bytes))
 
 
-def _finish(image: bytes | ClipError | Future[bytes | ClipError]) -> bytes | ClipError:
+def _finish(image: Outcome[bytes] | Future[Outcome[bytes]]) -> Outcome[bytes]:
     if not isinstance(image, Future):
         return image
     with telemetry.timed("s3_wait_ms"):
         return image.result()
 
 
-def _read(source: Source, limit: int) -> bytes | ClipError:
+def _read(source: Source, limit: int) -> bytes:
     version = {"VersionId": source.version_id} if source.version_id else {}
     source.read_at = time.time()
     try:
@@ -170,13 +181,15 @@ def _read(source: Source, limit: int) -> bytes | ClipError:
         with response["Body"] as body:
             source.etag = response["ETag"].strip('"')
             # The answer's head says how much would follow; nothing of it has been read yet.
-            if (size := response["ContentLength"]) > limit:
-                return ImageTooLarge(f"the image has {size:,} bytes, the limit is {limit:,}")
+            size = response["ContentLength"]
+            if size > limit:
+                raise ImageTooLarge(f"the image has {size:,} bytes, the limit is {limit:,}")
             data: bytes = body.read()
             return data
-    # S3's refusals, botocore's and urllib3's: no common base
-    except Exception as error:  # noqa: BLE001
-        return _as_clip_error(source, error)
+    except ClipError:
+        raise
+    except Exception as error:  # noqa: BLE001  # botocore's, and urllib3's which it lets through
+        raise _as_clip_error(source, error) from None
 
 
 _CREDENTIALS = {"ExpiredToken", "InvalidToken", "InvalidAccessKeyId", "SignatureDoesNotMatch"}

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from events.generate import HERE
-from handler.encoder import Embedding
+from handler.engines import Embedding
 from tests.answers import ERRORS, EVENTS, assert_same, check_answer
 from tests.conftest import ROOT
 from tests.e2e.conftest import Function, build, docker, limits, started

@@ -21,7 +21,8 @@ from botocore.config import Config as BotoConfig
 from PIL import Image
 
 from events.generate import HERE, PHOTO
-from handler.encoder import Embedding, Encoder
+from handler.encoder import Encoder
+from handler.engines import Embedding
 from tests.answers import ERRORS, EVENTS, assert_same, check_answer
 from tests.conftest import ROOT, free_port
 from tests.e2e.conftest import SAM, SAM_ENVIRONMENT, sam

@@ -5,7 +5,7 @@ import time
 import httpx
 
 from events.generate import PHOTO
-from handler.encoder import Embedding
+from handler.engines import Embedding
 from tests.conftest import free_port
 from tests.e2e.conftest import build, docker, started
 

@@ -14,7 +14,7 @@ import pytest
 
 from events.generate import PHOTO, map_batch
 from export import index
-from handler.encoder import Embedding
+from handler.engines import Embedding
 from tests.answers import assert_same
 from tests.aws import aws
 from tests.e2e.conftest import FIGURES, Function, docker, running
