@@ -39,7 +39,7 @@ test: $(VENV)/.dev  ## every test that needs no container engine
 OTHER      ?= python3.13
 OTHER_VENV := .cache/$(notdir $(OTHER))
 test-other: $(OTHER_VENV)/.dev $(VENV)/.dev $(MODEL_DIR)/model.json  ## the tests that need no torch, on OTHER=python3.13
-	CLIP_TEST_MODEL=$(abspath $(MODEL_DIR)) RIE=$${RIE:-$(abspath $(BIN)/aws-lambda-rie)} $(OTHER_VENV)/bin/python -m pytest $(ARGS)
+	TEST_MODEL=$(abspath $(MODEL_DIR)) RIE=$${RIE:-$(abspath $(BIN)/aws-lambda-rie)} $(OTHER_VENV)/bin/python -m pytest $(ARGS)
 
 arm64: $(VENV)/.dev $(MODEL_DIR)/model.json  ## the function's vectors on an emulated arm64 beside those here (needs root and mmdebstrap)
 	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/python -m tests.arm64 $(ARGS)

@@ -1,11 +1,12 @@
 """What the tests share: a full-size synthetic model, exported by the real export, and servers.
 
-``CLIP_TEST_MODEL`` names a model folder to test with instead of exporting one: ``make test-other``
+``TEST_MODEL`` names a model folder to test with instead of exporting one: ``make test-other``
 sets it because there is no torch to export with, ``make mutants`` to save the time. What needs
 torch itself is skipped where it is not installed, and says so.
 """
 
 import base64
+import contextlib
 import copy
 import dataclasses
 import fcntl
@@ -113,7 +114,7 @@ def reference(synthetic: Path) -> "Reference":
 @pytest.fixture(scope="session")
 def model_dir(request: pytest.FixtureRequest, shared: Path) -> Path:
     """A model folder, made through the command line and its parity gate."""
-    if made := os.environ.get("CLIP_TEST_MODEL"):
+    if made := os.environ.get("TEST_MODEL"):
         return Path(made).absolute()
     synthetic, cache = map(request.getfixturevalue, ("synthetic", "cache"))
     from export import checkpoint
@@ -151,8 +152,10 @@ def config(model_dir: Path) -> Config:
 
 
 @pytest.fixture(scope="session")
-def encoder(config: Config, model: Model) -> Encoder:
-    return Encoder(OnnxCpuEngine(model, threads=2), model, config, sandbox.start(config))
+def encoder(config: Config, model: Model) -> Iterator[Encoder]:
+    decoder = sandbox.start(config)
+    yield Encoder(OnnxCpuEngine(model, threads=2), model, config, decoder)
+    decoder.close()
 
 
 def pixels_of(data: bytes, config: Config | None = None) -> Pixels:
@@ -271,8 +274,24 @@ def emulator(
         ) as client:
             wait_for(port, process)
             yield client, process.pid
+            if "COVERAGE_PROCESS_CONFIG" in os.environ:
+                _save_coverage(client, process.pid)
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=10)
+
+
+def _save_coverage(client: httpx.Client, emulator_pid: int) -> None:
+    """End the runtime so that it writes down what was covered, which it does when it is signalled.
+
+    It waits for events in C, so that Python sees the signal only after one more event.
+    """
+    from tests.answers import INVOKE  # which imports this file
+    from tests.measure import children
+
+    for runtime in children(emulator_pid):
+        os.kill(runtime, signal.SIGTERM)
+    with contextlib.suppress(httpx.HTTPError):
+        client.post(INVOKE, json={"action": "health"}, timeout=10)
 
 
 def free_port() -> int:

@@ -43,16 +43,16 @@ def onnx(model: Model) -> OnnxCpuEngine:
 
 
 def test_the_engine_works_for_one_request_at_a_time(
-    onnx: OnnxCpuEngine, model: Model, photo: bytes
+    onnx: OnnxCpuEngine, encoder: Encoder, photo: bytes
 ) -> None:
     """Each inference uses every CPU: two at once would only wait for each other."""
     watched = Watched(onnx)
-    encoder = Encoder(watched, model, Config())
+    busy = Encoder(watched, encoder.model, Config(), encoder.decoder)
     together = threading.Barrier(4)
 
     def client(_: int) -> bytes:
         together.wait()
-        return b"".join(encoder.encode(photo).tobytes() for _ in range(4))
+        return b"".join(busy.encode(photo).tobytes() for _ in range(4))
 
     with ThreadPoolExecutor(4) as clients:
         answers = set(clients.map(client, range(4)))
@@ -74,18 +74,18 @@ def turned(vector: Embeddings, cosine: float) -> Embeddings:
 
 @pytest.mark.parametrize(("precision", "limit"), LIMITS.items())
 def test_a_model_whose_vectors_are_off_by_more_than_its_precision_allows_serves_nothing(
-    onnx: OnnxCpuEngine, model: Model, photo: bytes, precision: str, limit: float
+    onnx: OnnxCpuEngine, encoder: Encoder, photo: bytes, precision: str, limit: float
 ) -> None:
-    def encoder(cosine: float) -> Encoder:
-        golden = turned(model.golden_embedding, cosine)
-        off = dataclasses.replace(model, golden_embedding=golden)
-        return Encoder(Watched(onnx, precision), off, Config())
+    def off_by(cosine: float) -> Encoder:
+        golden = turned(encoder.model.golden_embedding, cosine)
+        model = dataclasses.replace(encoder.model, golden_embedding=golden)
+        return Encoder(Watched(onnx, precision), model, Config(), encoder.decoder)
 
     allowed = (1 - limit) / 20  # so far on either side of the limit
-    with serve(encoder(limit + allowed)) as client:
+    with serve(off_by(limit + allowed)) as client:
         assert client.get("/health").json()["status"] == "synthetic"
         assert client.post("/encode_image", files={"image": photo}).status_code == 200
-    sick = encoder(limit - allowed)
+    sick = off_by(limit - allowed)
     with serve(sick) as client:
         health = client.get("/health")
         assert (health.status_code, health.json()["status"]) == (503, "unhealthy")
@@ -96,9 +96,9 @@ def test_a_model_whose_vectors_are_off_by_more_than_its_precision_allows_serves_
 
 
 def test_a_model_whose_vectors_are_no_numbers_serves_nothing(
-    onnx: OnnxCpuEngine, model: Model, photo: bytes
+    onnx: OnnxCpuEngine, encoder: Encoder, photo: bytes
 ) -> None:
-    golden = np.full_like(model.golden_embedding, np.nan)
-    encoder = Encoder(onnx, dataclasses.replace(model, golden_embedding=golden), Config())
+    golden = np.full_like(encoder.model.golden_embedding, np.nan)
+    model = dataclasses.replace(encoder.model, golden_embedding=golden)
     with pytest.raises(ModelUnhealthy):
-        encoder.encode(photo)
+        Encoder(onnx, model, Config(), encoder.decoder).encode(photo)
