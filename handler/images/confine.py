@@ -65,6 +65,12 @@ def confine(megabytes: int, parent: int) -> None:
     _allow_only_what_decoding_calls()
 
 
+def release_memory() -> None:
+    """Give the memory that is free back to the system; else some images leave 200 MB behind."""
+    if hasattr(_libc, "malloc_trim"):  # glibc's own
+        _libc.malloc_trim(0)
+
+
 def _limit(kind: int, most: int) -> None:
     resource.setrlimit(kind, (most, most))
 

@@ -31,10 +31,15 @@ _FULL_SIZE = (0, 0)
 # Pillow's own limit raises at a number of pixels that is not ours; `_check_shape` has ours.
 Image.MAX_IMAGE_PIXELS = None
 
+# A process that decodes can open no file (see ``confine.py``), so it cannot import anything either.
+# What Pillow would import at its first use is imported here: a format's own modules, and its own
+# first choice of formats, without which it would import all forty.
+Image.preinit()
 for _plugins in FORMATS.values():
-    # Otherwise Pillow imports its plugins, all forty, when the first image comes.
     for _plugin in _plugins:
         importlib.import_module(f"PIL.{_plugin}")
+for _module in ("PIL.ImageCms", "PIL.ImageColor", "copy"):  # LAB; a colour's name; GIF's frames
+    importlib.import_module(_module)
 
 # libavif would start a thread for each CPU. As many images as there are CPUs are decoded at once
 # already, and the sandbox lets no decoder start threads.
@@ -50,8 +55,9 @@ def to_pixels(data: bytes, kind: str, limits: Limits) -> Decoded:
         ImageTooCostly: decoding takes more memory than there is.
     """
     image = decode(data, kind, limits)
+    size = full_size(image)
     pixels = preprocess(image, corrected=limits.corrected)
-    return Decoded(pixels.tobytes(), str(image.format), full_size(image))
+    return Decoded(pixels.tobytes(), str(image.format), size)
 
 
 def decode(data: bytes, kind: str, limits: Limits) -> Image.Image:
@@ -136,14 +142,14 @@ def correct(image: Image.Image) -> Image.Image:
     before resizing, and transparency lets white shine through.
     """
     with suppress(Exception):  # of unreadable EXIF; a viewer would show the picture as it is
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)  # copies only what it turns
     if image.mode.startswith("I"):  # I;16 and its kin, and I: what Pillow makes of 16-bit PNGs
         image = image.convert("I").point(_HIGH_BYTE, "L")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _check_shape(size: tuple[int, int], limits: Limits) -> None:

@@ -147,6 +147,7 @@ class Sandbox:
         self._seconds = config.decode_seconds
         self._zygote = _Zygote(decoder, config.decode_mb, config.decode_seconds)
         self._idle: list[_Process] = []
+        self._finalizer = weakref.finalize(self, _close_all, self._idle)
         self._free = threading.Semaphore(available_cpus())
 
     def decode(self, data: bytes | memoryview, config: Config, spend: Spend) -> Decoded:
@@ -162,9 +163,13 @@ class Sandbox:
             except _Inconclusive as second:
                 raise second.error from None
 
+    def processes(self) -> list[int]:
+        """The ids of the zygote and of the decoders that wait for an image."""
+        return [self._zygote.pid, *(process.pid for process in self._idle)]
+
     def close(self) -> None:
         """End every process."""
-        self._idle.clear()
+        self._finalizer()
         self._zygote.close()
 
     def _attempt(
@@ -202,7 +207,8 @@ class Sandbox:
             log.error("this kernel does not confine a decoder: no image can be decoded")
             return InternalError("images cannot be decoded now; the fault is logged")
         if status is None or by == signal.SIGKILL:
-            return _Inconclusive(InternalError("the image's decoder was killed: try again"))
+            text = "the image's decoder was killed, perhaps for want of memory: try again"
+            return _Inconclusive(Overloaded(text))
         if by == signal.SIGPROF:
             spend(self._seconds)
             return ImageTooCostly(
@@ -211,6 +217,12 @@ class Sandbox:
             )
         log.warning("a decoder of %s ended with status %s", kind, status)
         return InvalidImage(f"the {kind} image is corrupt: its decoder crashes")
+
+
+def _close_all(idle: "list[_Process]") -> None:
+    for process in idle:
+        process.close()
+    idle.clear()
 
 
 class _Inconclusive(Exception):
@@ -327,8 +339,8 @@ class _Zygote:
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._control.settimeout(PATIENCE)
         with theirs:
-            pid = _spawn(theirs, self._decoder)
-        self._finalizer = weakref.finalize(self, _stop, self._control, pid)
+            self._pid = _spawn(theirs, self._decoder)
+        self._finalizer = weakref.finalize(self, _stop, self._control, self._pid)
 
     def fork(self) -> _Process:
         """A new decoder.
@@ -372,6 +384,11 @@ class _Zygote:
         except OSError:
             return None
         return int(REPLY.unpack(reply)[0]) if reply else None
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._pid
 
     def close(self) -> None:
         with self._one_at_a_time:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from handler.errors import ClipError, ImageTooCostly, InvalidImage
-from handler.images.confine import confine
+from handler.images.confine import confine, release_memory
 from handler.images.wire import (
     ANSWER,
     CONTROL,
@@ -28,6 +28,9 @@ from handler.images.wire import (
     Limits,
 )
 
+LARGE = 16 * 2**20
+"""Bytes of an image after which memory goes back to the system; after smaller ones it is kept."""
+
 ToPixels = Callable[[bytes, str, Limits], Decoded]
 
 
@@ -35,7 +38,7 @@ def main(module: str, function: str) -> None:
     """Fork a decoder, or end one, whenever the service says so; leave when the service has left."""
     control = socket.socket(fileno=CONTROL)
     os.closerange(CONTROL + 1, os.sysconf("SC_OPEN_MAX"))
-    to_pixels: ToPixels = getattr(importlib.import_module(module), function)
+    to_pixels = to_pixels_of(module, function)
     _silence()
     decoders: set[int] = set()
     gc.freeze()  # what is shared with the decoders stays shared: the collector writes into what it visits
@@ -54,6 +57,12 @@ def main(module: str, function: str) -> None:
         else:  # of a zygote before this one, and ended with it
             reply = signal.SIGKILL
         control.send(REPLY.pack(reply))
+
+
+def to_pixels_of(module: str, function: str) -> ToPixels:
+    """What decodes: `function` of `module`."""
+    found: ToPixels = getattr(importlib.import_module(module), function)
+    return found
 
 
 def _silence() -> None:
@@ -105,8 +114,12 @@ def serve(connection: socket.socket, to_pixels: ToPixels, seconds: float) -> Non
         done, image, text = _decode(to_pixels, data, kind.rstrip(b"\0").decode(), Limits(*limits))
         used = time.process_time() - start
         signal.setitimer(signal.ITIMER_PROF, 0)
-        del data
         connection.sendall(ANSWER.pack(number, done, used, len(text), *image) + text)
+        _, width, height = image
+        if not done or len(data) + 4 * width * height > LARGE:
+            del data
+            gc.collect()  # some of Pillow's images are in cycles
+            release_memory()
 
 
 Image = tuple[bytes, int, int]

@@ -1,0 +1,128 @@
+"""What runs in a decoder's process in ``test_sandbox.py``: hostile on request, else the real decoder.
+
+A file that begins like a JPEG and goes on with one of the words below makes the process misbehave in
+that way, as code would that has taken over a decoder.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from handler.errors import InvalidImage
+from handler.images import decode
+from handler.images.wire import CONTROL, Decoded, Limits
+
+SIGNATURE = b"\xff\xd8\xff"
+
+
+def to_pixels(data: bytes, kind: str, limits: Limits) -> Decoded:
+    """As `handler.images.decode.to_pixels`, unless `data` asks for something else."""
+    word, _, argument = data[len(SIGNATURE) :].partition(b" ")
+    action = ACTIONS.get(word.decode("latin-1"))
+    if action:
+        action(argument.decode())
+    return decode.to_pixels(data, kind, limits)
+
+
+def bad(word: str, argument: str = "") -> bytes:
+    """A file that makes the decoder do `word`."""
+    return SIGNATURE + f"{word} {argument}".encode()
+
+
+def _spin(_: str) -> None:
+    while True:
+        pass
+
+
+def _spin_in_c(_: str) -> None:
+    pow(7, 10**8)
+
+
+def _allocate(_: str) -> None:
+    held = []
+    while True:
+        held.append(bytearray(2**20))
+
+
+def _segfault(_: str) -> None:
+    ctypes.string_at(0)
+
+
+def _abort(_: str) -> None:
+    os.abort()
+
+
+def _leave(_: str) -> None:
+    os._exit(0)
+
+
+def _chatter(_: str) -> None:
+    while True:
+        os.write(2, b"warning: " * 1000)
+
+
+def _garbage(_: str) -> None:
+    os.write(CONTROL, os.urandom(1000))
+
+
+def _endless_garbage(_: str) -> None:
+    while True:
+        os.write(CONTROL, bytes(1000))
+
+
+def _late(argument: str) -> None:
+    time.sleep(float(argument))
+
+
+def _close(_: str) -> None:
+    os.close(CONTROL)
+    time.sleep(60)
+
+
+def _report(argument: str) -> None:
+    """Try what must not work, and say what came of it."""
+    attempts: dict[str, Callable[[], object]] = {
+        "open a file": lambda: open("/etc/hostname").read(),  # noqa: SIM115
+        "write a file": lambda: Path("/tmp/clip-sandbox-escape").write_text("x"),
+        "remove a file": lambda: os.unlink(argument),
+        "make a folder": lambda: os.mkdir("/tmp/clip-sandbox-escape.d"),
+        "open a socket": socket.socket,
+        "open a pipe": os.pipe,
+        "fork": lambda: os.fork() or os._exit(0),
+        "start a program": lambda: subprocess.run(["/bin/true"], check=True),
+        "replace the program": lambda: os.execv("/bin/true", ["true"]),
+        "start a thread": lambda: threading.Thread(target=print).start(),
+        "kill itself": lambda: signal.raise_signal(signal.SIGKILL),
+        "kill the parent": lambda: os.kill(os.getppid(), signal.SIGKILL),
+        "raise a limit": lambda: __import__("resource").setrlimit(7, (100, 100)),
+    }
+    done = []
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except (OSError, RuntimeError, ValueError):
+            continue
+        done.append(name)
+    raise InvalidImage(f"done: {done}; environment: {dict(os.environ)}")
+
+
+ACTIONS: dict[str, Callable[[str], None]] = {
+    "spin": _spin,
+    "spin_in_c": _spin_in_c,
+    "allocate": _allocate,
+    "segfault": _segfault,
+    "abort": _abort,
+    "leave": _leave,
+    "chatter": _chatter,
+    "garbage": _garbage,
+    "endless_garbage": _endless_garbage,
+    "late": _late,
+    "close": _close,
+    "report": _report,
+}

@@ -1,0 +1,372 @@
+"""The sandbox with real processes: what a decoder may do, and what becomes of one that does more."""
+
+import gc
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from export import images
+from handler.config import Config, available_cpus
+from handler.errors import (
+    ClipError,
+    ImageTooCostly,
+    InternalError,
+    InvalidImage,
+    Overloaded,
+    TooManyPixels,
+)
+from handler.images import sandbox, zygote
+from handler.images.formats import FORMATS
+from handler.images.sandbox import Sandbox, Unconfined
+from handler.images.wire import ANSWER, REQUEST, Decoded, Limits
+from tests import bombs
+from tests.conftest import ROOT
+from tests.hostile import bad
+from tests.measure import children, resident_megabytes
+
+CONFIG = Config(decode_seconds=0.3, decode_mb=200)
+PHOTO = bombs.encoded(Image.radial_gradient("L").convert("RGB").resize((300, 200)), "JPEG")
+EXPECTED = Unconfined().decode(PHOTO, CONFIG, lambda _: None)
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[Sandbox]:
+    """A sandbox whose decoders misbehave on request."""
+    box = Sandbox(CONFIG, ("tests.hostile", "to_pixels"))
+    yield box
+    box.close()
+
+
+def decode(box: Sandbox, data: bytes, config: Config = CONFIG) -> Decoded:
+    return box.decode(data, config, lambda _: None)
+
+
+def processes(box: Sandbox) -> set[int]:
+    """The zygote and all of its decoders."""
+    zygote_pid = box.processes()[0]
+    return {zygote_pid, *children(zygote_pid)}
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize(
+    ("word", "error"),
+    [
+        ("spin", ImageTooCostly),
+        ("spin_in_c", ImageTooCostly),
+        ("chatter", ImageTooCostly),
+        ("allocate", ImageTooCostly),
+        ("segfault", InvalidImage),
+        ("abort", InvalidImage),
+        ("leave", InvalidImage),
+        ("garbage", InvalidImage),
+        ("endless_garbage", InvalidImage),
+        ("close", Overloaded),
+    ],
+)
+def test_a_decoder_that_misbehaves_costs_its_image_only(
+    box: Sandbox, word: str, error: type[ClipError], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(error) as caught:
+        decode(box, bad(word))
+    assert type(caught.value) is error
+    assert decode(box, PHOTO) == EXPECTED
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_decoder_that_answers_late_is_ended(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox, "PATIENCE", 1.0)
+    with pytest.raises(Overloaded):
+        decode(box, bad("late", "30"))
+    monkeypatch.undo()
+    assert decode(box, PHOTO) == EXPECTED
+
+
+def test_a_decoder_can_reach_nothing(box: Sandbox, tmp_path: Path) -> None:
+    """No files, sockets, children or signals, and nothing of the environment."""
+    victim = tmp_path / "file"
+    victim.write_text("x")
+    os.environ["AWS_SECRET_ACCESS_KEY"] = "not-for-decoders"
+    try:
+        fresh = Sandbox(CONFIG, ("tests.hostile", "to_pixels"))
+        with pytest.raises(InvalidImage) as caught:
+            decode(fresh, bad("report", str(victim)))
+        for process in fresh.processes():
+            assert b"not-for-decoders" not in Path(f"/proc/{process}/environ").read_bytes()
+    finally:
+        del os.environ["AWS_SECRET_ACCESS_KEY"]
+    assert caught.value.detail.startswith("done: [];")
+    assert "AWS" not in caught.value.detail
+    assert victim.exists()
+    assert not Path("/tmp/clip-sandbox-escape").exists()
+    fresh.close()
+
+
+def test_what_the_kernel_was_told(box: Sandbox) -> None:
+    decode(box, PHOTO)
+    pid = box.processes()[-1]
+    status = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
+    )
+    assert status["NoNewPrivs"] == "1"
+    assert status["Threads"] == "1"
+    assert status["Seccomp"] == "2"  # a filter
+    limits = {line[:26].strip(): line[26:].split() for line in limits_of(pid)}
+    assert limits["Max file size"][:2] == ["0", "0"]
+    assert limits["Max core file size"][:2] == ["0", "0"]
+    assert limits["Max open files"][:2] == ["4", "4"]
+    assert limits["Max processes"][:2] == ["0", "0"]
+    space = int(limits["Max address space"][1])
+    assert 200 * 2**20 < space < 300 * 2**20
+    files = sorted(os.listdir(f"/proc/{pid}/fd"))
+    assert files == ["0", "1", "2", "3"]
+    assert [os.readlink(f"/proc/{pid}/fd/{n}") for n in "012"] == ["/dev/null"] * 3
+    assert os.readlink(f"/proc/{pid}/fd/3").startswith("socket:")
+
+
+def limits_of(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/limits").read_text().splitlines()[1:]
+
+
+def test_a_thousand_of_them_leave_nothing_behind() -> None:
+    words = ["segfault", "leave", "garbage", "abort", "close", "spin", "allocate"]
+    config = Config(decode_seconds=0.02, decode_mb=50)
+    box = Sandbox(config, ("tests.hostile", "to_pixels"))
+    plain = Config(decode_seconds=2)
+    assert decode(box, PHOTO) == EXPECTED
+    files = open_files()
+    memory = []
+    for number in range(1000):
+        with pytest.raises(ClipError):
+            decode(box, bad(words[number % len(words)]), plain)
+        if number % 50 == 0:
+            gc.collect()
+            memory.append(resident_megabytes())
+    assert decode(box, PHOTO) == EXPECTED
+    left = processes(box)
+    assert len(left) == 2
+    assert open_files() == files
+    assert memory[-1] - memory[2] < 3, memory
+    box.close()
+    assert not any(map(alive, left))
+
+
+def test_the_time_that_an_image_took_is_told(box: Sandbox) -> None:
+    spent: list[float] = []
+    box.decode(PHOTO, CONFIG, spent.append)
+    with pytest.raises(ImageTooCostly):
+        box.decode(bad("spin"), CONFIG, spent.append)
+    with pytest.raises(TooManyPixels):
+        box.decode(PHOTO, Config(max_pixels=10), spent.append)
+    assert 0 <= spent[0] < 0.2
+    assert spent[1] == CONFIG.decode_seconds
+    assert 0 <= spent[2] < 0.2
+
+
+def test_a_refusal_costs_no_process(box: Sandbox) -> None:
+    decode(box, PHOTO)
+    before = processes(box)
+    for _ in range(3):
+        with pytest.raises(ClipError):
+            decode(box, PHOTO[:-100])
+    assert processes(box) == before
+
+
+def test_images_are_decoded_side_by_side_and_no_more_than_there_are_cpus(box: Sandbox) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        running = [threads.submit(decode, box, bad("late", "0.5")) for _ in range(8)]
+        most = 0
+        while not all(future.done() for future in running):
+            most = max(most, len(children(box.processes()[0])))
+            time.sleep(0.02)
+        for future in running:
+            assert isinstance(future.exception(), InvalidImage)  # it is no JPEG after all
+    assert most == available_cpus()
+
+
+def test_a_decoder_that_is_killed_from_outside_is_replaced(box: Sandbox) -> None:
+    decode(box, PHOTO)
+    os.kill(box.processes()[-1], signal.SIGKILL)
+    assert decode(box, PHOTO) == EXPECTED
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(decode, box, bad("late", "1"))
+        for _ in range(2):
+            time.sleep(0.3)
+            (decoder,) = children(box.processes()[0])
+            os.kill(decoder, signal.SIGKILL)
+        assert isinstance(running.exception(), Overloaded)
+    assert decode(box, PHOTO) == EXPECTED
+
+
+def test_a_killed_zygote_is_replaced(box: Sandbox) -> None:
+    decode(box, PHOTO)
+    os.kill(box.processes()[0], signal.SIGKILL)
+    assert decode(box, PHOTO) == EXPECTED
+    # And one that dies while its decoder works.
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(decode, box, bad("late", "0.5"))
+        time.sleep(0.2)
+        os.kill(box.processes()[0], signal.SIGKILL)
+        assert isinstance(running.exception(), InvalidImage)
+    assert decode(box, PHOTO) == EXPECTED
+
+
+STOPPED = """
+import sys, threading, time
+from handler.config import Config
+from handler.images import sandbox
+from tests.hostile import bad
+from tests.test_sandbox import EXPECTED, PHOTO
+
+sandbox.PATIENCE = 2.0
+box = sandbox.Sandbox(Config(), ("tests.hostile", "to_pixels"))
+box.decode(PHOTO, Config(), print)
+print("ready", flush=True)
+try:
+    box.decode(bad("late", "1"), Config(), lambda _: None)
+except sandbox.InvalidImage as error:
+    print(error.code, flush=True)
+print(box.decode(PHOTO, Config(), lambda _: None) == EXPECTED, flush=True)
+"""
+
+
+def test_a_service_that_was_frozen_in_the_middle_of_an_image_goes_on() -> None:
+    """As Lambda freezes an environment: all of its processes, for longer than the sandbox waits."""
+    run = subprocess.Popen(
+        [sys.executable, "-c", STOPPED], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert run.stdout
+    lines = iter(run.stdout.readline, "")
+    assert any(line == "ready\n" for line in lines)
+    time.sleep(0.2)
+    everyone = [run.pid, *children(run.pid)]
+    everyone += [pid for parent in everyone[1:] for pid in children(parent)]
+    assert len(everyone) == 3
+    for pid in everyone:
+        os.kill(pid, signal.SIGSTOP)
+    time.sleep(4)
+    for pid in everyone:
+        os.kill(pid, signal.SIGCONT)
+    assert run.communicate(timeout=30)[0].splitlines() == ["invalid_image", "True"]
+
+
+def test_no_process_outlives_the_service() -> None:
+    script = (
+        "import os, time; from handler.config import Config; from handler.images.sandbox import"
+        " Sandbox; from tests.test_sandbox import PHOTO; box = Sandbox(Config());"
+        " box.decode(PHOTO, Config(), print); print('ready', flush=True); time.sleep(60)"
+    )
+    run = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    assert run.stdout
+    assert any(line == "ready\n" for line in iter(run.stdout.readline, ""))
+    (zygote_pid,) = children(run.pid)
+    (decoder,) = children(zygote_pid)
+    run.kill()
+    run.wait()
+    run.stdout.close()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and any(map(alive, (zygote_pid, decoder))):
+        time.sleep(0.01)
+    assert not alive(zygote_pid)
+    assert not alive(decoder)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+
+
+def test_a_dead_sandbox_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    box = Sandbox(CONFIG)
+    with pytest.raises(InternalError, match="cannot be decoded now"):
+        decode(box, PHOTO)
+    box.close()
+
+
+# --- every format --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def real() -> Iterator[Sandbox]:
+    box = Sandbox(Config())
+    yield box
+    box.close()
+
+
+@pytest.mark.parametrize("profile", ["openai", "corrected"])
+def test_every_kind_of_image_has_the_same_pixels_inside_as_outside(
+    real: Sandbox, profile: str
+) -> None:
+    """A decoder inside can import nothing, start no thread and open no file: none needs to."""
+    config = Config(preprocess=profile)
+    outside = Unconfined()
+    for name, data in images.parity_images().items():
+        expected = outside.decode(data, config, lambda _: None)
+        assert decode(real, data, config) == expected, name
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_a_format_has_a_parity_image_and_a_hostile_one(kind: str, real: Sandbox) -> None:
+    """Who adds a format adds these; the sandbox bounds it in any case."""
+    found = {decode(real, data).format for data in images.parity_images().values()}
+    assert kind in found | {"JPEG"} if kind == "JPEG" else kind in found
+    hostile = [name for name in bombs.REFUSED if name.upper().startswith(kind)]
+    assert hostile, f"tests/bombs.py has no hostile {kind}"
+
+
+# --- the decoder's own loop, in this process -----------------------------------------------------
+
+
+def answers(data: bytes, to_pixels: Any, kind: bytes = b"JPEG") -> tuple[Any, ...]:
+    """What `zygote.serve` answers to one image: the header's fields, and what follows."""
+    ours, theirs = socket.socketpair()
+    request = REQUEST.pack(7, len(data), kind, *Limits(10**6, 100, 0, False))
+    ours.sendall(request + data)
+    ours.shutdown(socket.SHUT_WR)
+    zygote.serve(theirs, to_pixels, 100)
+    theirs.close()
+    with ours, ours.makefile("rb") as stream:
+        header = ANSWER.unpack(stream.read(ANSWER.size))
+        return (*header, stream.read())
+
+
+def raising(error: Exception) -> Any:
+    def to_pixels(*_: object) -> Decoded:
+        raise error
+
+    return to_pixels
+
+
+def test_a_decoder_answers_with_pixels_or_a_code_and_a_text() -> None:
+    number, done, used, length, name, width, height, pixels = answers(
+        PHOTO, zygote.to_pixels_of("handler.images.decode", "to_pixels")
+    )
+    assert (number, done, length, width, height) == (7, True, 150_528, 300, 200)
+    assert (name.rstrip(b"\0"), pixels) == (b"JPEG", EXPECTED.pixels)
+    assert used >= 0
+    for error, text in (
+        (TooManyPixels("so many"), b"too_many_pixels so many"),
+        (MemoryError(), b"image_too_costly decoding the image takes too much memory"),
+        (ZeroDivisionError("secret"), b"invalid_image the JPEG image cannot be decoded"),
+    ):
+        assert answers(PHOTO, raising(error))[1] is False
+        assert answers(PHOTO, raising(error))[-1] == text
