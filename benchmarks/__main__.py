@@ -1,8 +1,7 @@
 """``python -m benchmarks``: measure everything, print the README's table, write JSON and chart.
 
-Subjects are interleaved (A B C A B C ...), each cold start is a process of its own, and every
-figure
-kept is a list of raw times: medians and spread are taken in ``report``.
+Subjects take turns (A B C A B C ...), and each cold start is a process of its own. Raw times are
+kept; ``report`` takes medians and spread of them.
 """
 
 import argparse
@@ -70,7 +69,7 @@ class Run:
         return dict(self.results)
 
     def cold_starts(self) -> None:
-        """Process start to first vector, page cache warm and cold; memory and bytes read with it."""
+        """Process start to first vector, page cache warm and cold; also memory and bytes read."""
         threads = self.threads[-1]
         for kind, repeat in (("warm", self.plan.cold + 1), ("cold", self.plan.cold_cache)):
             rows: dict[str, list[dict[str, float]]] = {subject: [] for subject in self.subjects}
@@ -138,7 +137,7 @@ class Run:
         return times
 
     def _engine(self, running: dict[str, Any]) -> dict[str, Any]:
-        """The engine alone beside the machine's limit, in turns, so that both meet the same noise."""
+        """The engine alone and the machine's limit, in turns, so that both meet the same noise."""
         times: dict[str, Any] = defaultdict(list)
         for _ in range(self.plan.rounds):
             for name in ("ours", "baseline"):

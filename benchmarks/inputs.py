@@ -1,8 +1,7 @@
-"""``python -m benchmarks.inputs DIR``: the photographs, events and models that every subject is
-fed.
+"""``python -m benchmarks.inputs DIR``: make the photographs, events and models of the benchmark.
 
-A process of its own, so that the one that measures never loads (and so never pins in the page
-cache) what the measured ones are to load.
+This is a process of its own. The one that measures must not load the files that the measured ones
+load, because mapped files cannot be dropped from the page cache.
 """
 
 import json
@@ -52,9 +51,7 @@ def write_fastembed(directory: Path) -> None:
     directory.mkdir(exist_ok=True)
     reference = load_reference(CACHE / "ViT-B-32-synthetic.pt", synthetic=True)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of torch's older exporter; the newer needs another package
+        warnings.simplefilter("ignore")  # torch's newer exporter needs another package
         torch.onnx.export(
             reference.model.visual,
             (torch.zeros(1, 3, 224, 224),),

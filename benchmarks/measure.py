@@ -72,7 +72,7 @@ class Usage:
 
 @contextlib.contextmanager
 def processes(subjects: list[str], inputs: Path, threads: int) -> Iterator[dict[str, Process]]:
-    """One worker a subject, loaded, to be asked in turn."""
+    """Start and load one worker for each subject; they can be asked in turn."""
     running = {subject: Process(subject, inputs, threads) for subject in subjects}
     try:
         for process in running.values():
@@ -88,15 +88,8 @@ def cold_start(
 ) -> tuple[float, Usage]:
     """Seconds from process start to the first vector, and what the process used."""
     if not warm_cache:
-        evict(
-            [
-                Path(sys.prefix),
-                Path(sysconfig.get_path("stdlib")),
-                Path("handler"),
-                inputs,
-                CHECKPOINTS,
-            ]
-        )
+        python = [Path(sys.prefix), Path(sysconfig.get_path("stdlib"))]
+        evict([*python, Path("handler"), inputs, CHECKPOINTS])
     process = Process(subject, inputs, threads)
     seconds = process.ask("first") - process.started
     return seconds, process.end()

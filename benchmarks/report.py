@@ -24,9 +24,8 @@ def gflop(batch: int) -> float:
     tokens, width = 50, 768
     attention = 2 * tokens * width  # scores, then the weighted sum, of one token
     block = tokens * (width * 3 * width + attention + width * width + 8 * width * width)
-    last = (
-        tokens * width * 2 * width + width * width + attention + width * width + 8 * width * width
-    )
+    keys_and_values, query, output = tokens * width * 2 * width, width * width, width * width
+    last = keys_and_values + query + attention + output + 8 * width * width
     patches, projection = 49 * 3072 * width, width * 512
     return batch * 2 * (patches + 11 * block + last + projection) / 1e9
 
@@ -49,9 +48,7 @@ class Table:
     def row(
         self, title: str, values: dict[str, float], form: str, spread: dict[str, str], *, less: bool
     ) -> None:
-        """One row. `less`: fewer is better, so the ratio is given as "x times faster", or as a
-        share.
-        """
+        """One row. `less`: the ratio is a share of the baseline's; else it is "times faster"."""
         cells = []
         for subject in self.subjects:
             value = values.get(subject)
@@ -125,8 +122,9 @@ def heading(results: Results) -> str:
 
 def _split(results: Results) -> str:
     names = ("event, routing, multipart", "decode", "preprocess", "engine", "response")
+    title = "one warm REST request, 640x480 JPEG"
     lines = [
-        f"| one warm REST request, 640x480 JPEG | {' | '.join(names)} | outside decode and engine |",
+        f"| {title} | {' | '.join(names)} | outside decode and engine |",
         f"|---{'|---:' * 6}|",
     ]
     for count, rows in results["split"].items():
@@ -223,7 +221,7 @@ def _cost(results: Results, subjects: list[str]) -> str:
 
 
 def chart(results: Results) -> str:
-    """The table's main rows as horizontal bars, ours beside the others, each row to its own scale."""
+    """The table's main rows as horizontal bars; each row has a scale of its own."""
     threads = str(results["machine"]["threads"][-1])
     starts, warm = results["cold start"], results["warm"][threads]
     rows: list[tuple[str, str, dict[str, float]]] = [

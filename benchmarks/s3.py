@@ -40,20 +40,17 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def stand_in(photograph: bytes) -> Iterator[None]:
-    """Serve `photograph`; processes started meanwhile find it as S3 and read from bucket
-    ``photos``.
-    """
+    """Serve `photograph`. Processes that are started meanwhile take this for S3."""
     server = ThreadingHTTPServer(
         ("127.0.0.1", 0), type("Handler", (_Handler,), {"photograph": photograph})
     )
     env = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}",
-        **{
-            "AWS_ACCESS_KEY_ID": "benchmark",
-            "AWS_SECRET_ACCESS_KEY": "benchmark",
-            "AWS_REGION": "us-east-1",
-        },
-        **{"CLIP_S3_BUCKETS": "photos", "CLIP_OUTPUT": "s3://vectors/benchmark"},
+        "AWS_ACCESS_KEY_ID": "benchmark",
+        "AWS_SECRET_ACCESS_KEY": "benchmark",
+        "AWS_REGION": "us-east-1",
+        "CLIP_S3_BUCKETS": "photos",
+        "CLIP_OUTPUT": "s3://vectors/benchmark",
     }
     before = os.environ.copy()
     os.environ.update(env)

@@ -73,7 +73,7 @@ class Worker:
         return [float(x) for x in vector]
 
     def split(self, repeat: int) -> list[list[float]]:
-        """Ours only: one request's time in its parts: event, decode, engine, response."""
+        """Ours only: a request's time in parts: event, decode, engine, response."""
         from handler import main
 
         marks: list[float] = []
@@ -101,9 +101,7 @@ class Worker:
         return _times(lambda: main.encoder.engine.encode(pixels), repeat)
 
     def sgemm(self, repeat: int) -> list[float]:
-        """A 2,048-cubed float32 matrix product by the subject's own library: MKL, or ONNX Runtime's
-        MLAS.
-        """
+        """A float32 matrix product, 2,048 cubed, by the subject's library: MKL or ONNX Runtime."""
         import numpy as np
 
         a, b = np.random.default_rng(0).random((2, SGEMM, SGEMM), np.float32)

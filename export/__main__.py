@@ -1,4 +1,8 @@
-"""``python -m export --out model``: checkpoint -> ``model/``, or nothing at all."""
+"""``python -m export --out model``: make the model folder out of a checkpoint.
+
+The folder is written only if every vector is as OpenAI's ``clip`` computes it. Otherwise the export
+fails, and a model that was there before stays as it is.
+"""
 
 import argparse
 import base64
@@ -6,7 +10,6 @@ import importlib.metadata
 import io
 import json
 import platform
-import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -15,14 +18,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from export import checkpoint, graph, images, int8, parity
-from export.checkpoint import DownloadError, ExportError, Reference
+from export import ExportError, checkpoint, folder, graph, images, int8, parity
+from export.checkpoint import DownloadError, Reference
 from handler import __version__
-from handler.config import PRECISIONS
 from handler.engines import Engine
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.engines.torch_clip import TorchClipEngine
 from handler.model import FORMAT, Model
+from handler.precision import EXPORTED
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -38,45 +41,37 @@ then export again (`make model`, or `make model CHECKPOINT=FILE`)."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the export; 0, or 1 with the reason on stderr and no model folder left behind."""
+    """Run the export: 0, or 1 with the reason on stderr and the old model, if any, untouched."""
     options = _parse(arguments)
     warnings.filterwarnings("ignore", module="PIL")  # advice on the parity set's odd images
-    out: Path = options.out
-    if out.exists() and any(out.iterdir()) and not (out / "model.json").exists():
-        print(f"{out} is not empty and holds no model: choose another --out", file=sys.stderr)
-        return 1
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        reference = _reference(options)
-        print(
-            f"checkpoint  {reference.path} ({reference.weights}, sha256 {reference.sha256[:12]}...)"
-        )
-        rows = write_model(reference, partial, options.precision)
-    except ExportError as error:
+        with folder.replacing(options.out) as new:
+            reference = _reference(options)
+            print(f"checkpoint  {reference.path} ({reference.weights}, {reference.sha256[:12]}...)")
+            rows = write_model(reference, new.directory, options.precision)
+            _gate(rows)
+            new.publish()
+    except (ExportError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    else:
-        shutil.rmtree(out, ignore_errors=True)
-        if failed := [row for row in rows if not row.passed]:
-            print(parity.table(rows), file=sys.stderr)
-            print(
-                f"{len(failed)} of {len(rows)} comparisons failed: no model written",
-                file=sys.stderr,
-            )
-            return 1
-        partial.rename(out)
-        _report(out, rows)
-        return 0
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    _report(options.out, rows)
+    return 0
+
+
+def _gate(rows: list[parity.Row]) -> None:
+    """Refuse a model of which one vector or one pixel is not as clip has it."""
+    if failed := [row for row in rows if not row.passed]:
+        count = f"{len(failed)} of {len(rows)} comparisons failed"
+        raise ExportError(f"{parity.table(rows)}\n{count}: no model written")
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
     parser.add_argument(
-        "--out", type=Path, default=Path("model"), help="folder to write (default: model)"
+        "--out",
+        type=Path,
+        default=Path("model"),
+        help="folder to write; a model that is there is replaced (default: model)",
     )
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--checkpoint", type=Path, help="a local ViT-B/32 TorchScript file")
@@ -88,9 +83,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--precision",
-        choices=PRECISIONS,
+        choices=EXPORTED,
         default="fp32",
-        help="int8: an engine of that precision too, if its vectors are within 0.99 of clip's",
+        help="int8: write that one beside fp32; fails if a vector's cosine to clip's is below 0.99",
     )
     return parser.parse_args(arguments)
 
@@ -189,11 +184,12 @@ def _report(out: Path, rows: list[parity.Row]) -> None:
     for precision in sorted({row.precision for row in rows}):
         figures = parity.summary(rows, precision)
         print(
-            f"parity {precision} {figures['images']} images, pixels identical in all, smallest cosine "
-            f"{figures['min_cosine']:.8f}, largest difference {figures['max_difference']:.1e}"
+            f"parity {precision} {figures['images']} images, pixels identical in all, smallest "
+            f"cosine {figures['min_cosine']:.8f}, "
+            f"largest difference {figures['max_difference']:.1e}"
         )
-    for file in sorted(out.iterdir()):
-        print(f"written     {out / file.name}  {file.stat().st_size / 1e6:.1f} MB")
+    for name in folder.files(out):
+        print(f"written     {out / name}  {(out / name).stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

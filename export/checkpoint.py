@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from export import ExportError
 from handler.engines.torch_clip import import_clip
 
 OFFICIAL_SHA256 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
@@ -24,10 +25,6 @@ CACHE = Path("~/.cache/clip").expanduser()
 
 VIT_B_32 = (512, 224, 12, 768, 32, 77, 49408, 512, 8, 12)
 """clip.model.CLIP's arguments for ViT-B/32."""
-
-
-class ExportError(RuntimeError):
-    """The export cannot go on; the text says what to do about it."""
 
 
 class DownloadError(ExportError):

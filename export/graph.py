@@ -3,8 +3,7 @@
 Read it beside ``clip/model.py``: the same steps in the same order, with four differences, none of
 which changes the function computed:
 
-- input is uint8 RGB: ``(x / 255 - mean) / std`` is linear, so it is folded into the patch
-embedding;
+- input is uint8 RGB: ``(x / 255 - mean) / std`` is linear, so it is part of the patch embedding;
 - the patch embedding, a convolution whose stride is its size, is one matrix product;
 - attention's ``1 / sqrt(64)`` scales the scores, not the queries (a power of two: exact);
 - in the last block only the class token is read afterwards, so only its query, output projection
@@ -25,11 +24,10 @@ from onnx import TensorProto, helper, numpy_helper
 OPSET = 21
 IR_VERSION = 10
 PATCH, GRID, WIDTH, HEADS, LAYERS, EMBEDDING = 32, 7, 768, 12, 12, 512
-TOKENS = GRID * GRID + 1
 HEAD = WIDTH // HEADS
 
 Weights = dict[str, NDArray[np.float32]]
-"""The visual tower's state dict, without the ``visual.`` prefix."""
+"""The image tower's state dict (``model.visual``): name -> values."""
 
 
 class _Graph:
@@ -59,11 +57,8 @@ class _Graph:
     def weight(self, name: str, value: NDArray[np.float32]) -> str:
         """A float32 value, stored in half the bytes where that loses nothing."""
         half = value.astype(np.float16)
-        if (
-            not self.halve
-            or value.size < 1024
-            or not np.array_equal(half.astype(np.float32), value)
-        ):
+        worth_it = self.halve and value.size >= 1024
+        if not worth_it or not np.array_equal(half.astype(np.float32), value):
             return self._initializer(name, value.astype(np.float32))
         return self.op("Cast", self._initializer(name, half), to=TensorProto.FLOAT)
 
@@ -89,9 +84,10 @@ class _Graph:
 def build(
     weights: Weights, mean: NDArray[np.float64], std: NDArray[np.float64], *, halve: bool = True
 ) -> onnx.ModelProto:
-    """Visual tower -> graph ``pixels`` uint8 [n, 224, 224, 3] -> ``embeddings`` float32 [n, 512].
+    """The image tower's weights -> its graph.
 
-    `halve`: store what fits in fp16 in fp16.
+    The graph takes ``pixels``, uint8 [n, 224, 224, 3], and gives ``embeddings``, float32 [n, 512]
+    of unit length. `halve`: store weights in fp16 where that loses nothing.
     """
     g = _Graph(halve=halve)
     x = _patch_embedding(g, weights, mean, std)  # [n, 50, 768]
@@ -118,8 +114,8 @@ def build(
 def _patch_embedding(
     g: _Graph, weights: Weights, mean: NDArray[np.float64], std: NDArray[np.float64]
 ) -> str:
-    # conv1 is [768, 3, 32, 32]. (x / 255 - mean) / std, channel by channel, goes into it in
-    # float64.
+    # conv1 is [768, 3, 32, 32]. Each channel's (x / 255 - mean) / std becomes part of it, computed
+    # in float64.
     kernel = weights["conv1.weight"].astype(np.float64)
     scaled = (kernel / (255 * std[:, None, None])).transpose(0, 2, 3, 1)  # [768, 32, 32, 3]
     bias = -(kernel * (mean / std)[:, None, None]).sum(axis=(1, 2, 3))  # [768]
@@ -133,9 +129,8 @@ def _patch_embedding(
 
     n = g.op("Shape", x, start=0, end=1)
     shape = g.op("Concat", n, g.constant(1, WIDTH), axis=0)
-    cls = g.op(
-        "Expand", g.weight("class_embedding", weights["class_embedding"]), shape
-    )  # [n, 1, 768]
+    cls = g.weight("class_embedding", weights["class_embedding"])  # [768]
+    cls = g.op("Expand", cls, shape)  # [n, 1, 768]
     x = g.op("Concat", cls, x, axis=1)  # [n, 50, 768]
     return g.op("Add", x, g.weight("positional_embedding", weights["positional_embedding"]))
 
@@ -194,5 +189,5 @@ def save(model: onnx.ModelProto, directory: Path) -> None:
         location="visual.onnx.data",
         size_threshold=1024,
     )
-    # onnx writes the weights for their owner only; Lambda runs as someone else.
+    # onnx lets only the owner read the file; Lambda runs as another user.
     (directory / "visual.onnx.data").chmod(0o644)

@@ -1,4 +1,6 @@
-"""The pictures of the parity gate: photographs, and every awkward kind of file that callers send.
+"""The images over which the export compares its engines with ``clip``.
+
+They are photographs, and every awkward kind of file that callers send.
 
 The photographs come with scikit-image and are in the public domain or CC0.
 """
@@ -35,13 +37,13 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def golden_image() -> bytes:
-    """The small JPEG whose vector the start-up self-check compares: not square, so that it resizes."""
+    """The small JPEG that the self-check encodes at start-up. Not square, so it is cropped too."""
     image = photograph("coffee").resize((320, 213), Image.Resampling.LANCZOS)
     return encoded(image, "JPEG", quality=85)
 
 
 def parity_images() -> dict[str, bytes]:
-    """Name -> file. About forty; square ones are few because they hide mistakes in resizing."""
+    """Name -> encoded file, about forty. Few are square: those hide mistakes in resizing."""
     images = {f"photograph {name}": encoded(photograph(name), "PNG") for name in PHOTOGRAPHS}
     return images | _shapes() | _modes() | _formats()
 

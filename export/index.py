@@ -1,6 +1,4 @@
-"""``python -m export.index s3vectors://bucket/index``: print, or make, the index that the vectors
-fit.
-"""
+"""``python -m export.index s3vectors://bucket/index``: print how to make an index, or make it."""
 
 import argparse
 import re
@@ -15,11 +13,11 @@ from handler.model import Model, ModelError
 
 DATA_TYPE, METRIC = "float32", "cosine"
 NOT_FILTERABLE = ["etag"]
-"""Metadata that nobody filters a search by; what is filterable has a limit of 2 KB."""
+"""Metadata that no search filters by. What can be filtered by is limited to 2 KB a vector."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the AWS CLI's commands, or with ``--create`` run their like; 0, or 1 with the reason."""
+    """Print the AWS CLI's commands, or do the same with ``--create``: 0, or 1 with the reason."""
     parser = argparse.ArgumentParser(prog="python -m export.index", description=__doc__)
     parser.add_argument("output", help="s3vectors://bucket/index, as in CLIP_OUTPUT")
     parser.add_argument(
@@ -54,7 +52,7 @@ def commands(bucket: str, index: str, dimension: int) -> str:
 
 
 def create(bucket: str, index: str, dimension: int) -> str:
-    """Make what does not exist.
+    """Make the bucket and the index, unless they exist; one line that says which it was.
 
     Raises:
         ValueError: an index of that name exists, but of another dimension or metric.
@@ -75,9 +73,10 @@ def create(bucket: str, index: str, dimension: int) -> str:
         )
     card = (found or client.get_index(**names))["index"]
     if (card["dimension"], card["distanceMetric"]) != (dimension, METRIC):
+        has = f"{card['dimension']} dimensions and {card['distanceMetric']} distance"
         raise ValueError(
-            f"the index {index} exists with {card['dimension']} dimensions and {card['distanceMetric']} "
-            f"distance; these vectors need {dimension} and {METRIC}: choose another name"
+            f"the index {index} exists with {has}; "
+            f"these vectors need {dimension} and {METRIC}: choose another name"
         )
     return f"{'found' if found else 'made'}  {card['indexArn']}  ({dimension} dimensions, {METRIC})"
 

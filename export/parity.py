@@ -1,7 +1,7 @@
 """The parity gate: every exported engine against ``clip`` itself, image by image."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
@@ -14,23 +14,15 @@ from handler.config import Config
 from handler.engines import Engine
 from handler.images import sandbox
 from handler.images.wire import SIZE
-
-# What is promised is 0.9999 and 1e-3. GELU for QuickGELU, the classic mistake of CLIP ports, passes
-# those (0.99998, 8.5e-4 on synthetic weights), so the gate is ten times as strict; sound exports
-# are a hundred times better than the gate.
-MIN_COSINE = 0.99999
-MAX_DIFFERENCE = 1e-4
-LIMITS = {"fp32": (MIN_COSINE, MAX_DIFFERENCE), "int8": (0.99, 1.0)}
-"""Precision -> smallest cosine, largest difference."""
+from handler.precision import PRECISIONS, Gate
 
 FULL = Config(jpeg_draft=0)
-"""As clip decodes. What reduced decoding may cost is another question: ``benchmarks/accuracy.py``.
-"""
+"""JPEGs at their full size, as clip decodes them. ``benchmarks/accuracy.py`` measures the rest."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image through one engine, beside clip."""
+    """One image's vector from one engine, compared with clip's."""
 
     name: str
     engine: str
@@ -43,10 +35,18 @@ class Row:
 
     @property
     def passed(self) -> bool:
-        """Within every limit; written so that NaN fails."""
-        min_cosine, max_difference = LIMITS[self.precision]
-        close = self.cosine >= min_cosine and self.max_difference <= max_difference
+        """Whether it is within every limit; written so that NaN is not."""
+        gate = limits(self.precision)
+        close = self.cosine >= gate.min_cosine and self.max_difference <= gate.max_difference
         return self.identical_pixels and close
+
+
+def limits(precision: str) -> Gate:
+    """How far vectors of a precision that the export writes may be from clip's."""
+    gate = PRECISIONS[precision].gate
+    if gate is None:
+        raise ValueError(f"the export does not write {precision}, so it has no gate")
+    return gate
 
 
 def reference_pixels(reference: Reference, picture: Image.Image) -> NDArray[np.uint8]:
@@ -83,7 +83,7 @@ def compare(reference: Reference, engines: list[Engine], images: dict[str, bytes
 
 
 def table(rows: list[Row]) -> str:
-    """One line an image and engine; failures marked."""
+    """One line for each image and engine; those that failed say so."""
     lines = [f"{'image':36} {'engine':7} {'':5} {'pixels':10} {'cosine':>12} {'difference':>11}"]
     for row in rows:
         pixels = "identical" if row.identical_pixels else "DIFFERENT"
@@ -96,12 +96,11 @@ def table(rows: list[Row]) -> str:
 def summary(rows: list[Row], precision: str) -> dict[str, object]:
     """The figures of one precision that ``model.json`` records."""
     rows = [row for row in rows if row.precision == precision]
-    min_cosine, max_difference = LIMITS[precision]
     return {
         "images": len({row.name for row in rows}),
         "engines": sorted({row.engine for row in rows}),
         "identical_pixels": all(row.identical_pixels for row in rows),
         "min_cosine": min(row.cosine for row in rows),
         "max_difference": max(row.max_difference for row in rows),
-        "limits": {"min_cosine": min_cosine, "max_difference": max_difference},
+        "limits": asdict(limits(precision)),
     }

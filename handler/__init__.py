@@ -1,17 +1,16 @@
 """OpenAI CLIP ViT-B/32 image embeddings as an AWS Lambda function and a web server.
 
-Read the files in the order the data takes: ``main`` (event), ``app`` and ``direct`` (request and
-response), ``schemas`` (bytes), ``encoder``, ``image`` (pixels), ``engines`` (embedding).
+Read the files in the order of the data: ``main`` (an event comes in), ``http`` and ``events``
+(requests and responses), ``schemas`` (what a request holds), ``encoder``, ``images`` (a file
+becomes pixels), ``engines`` (pixels become an embedding).
 """
 
 import os
 
-# What is not used here, kept out of the cold start: NumPy and pydantic read these at import.
-os.environ.setdefault(
-    "OPENBLAS_NUM_THREADS", "1"
-)  # else NumPy starts threads of its own, which spin
-os.environ.setdefault(
-    "PYDANTIC_DISABLE_PLUGINS", "__all__"
-)  # else a look at every package installed
+# NumPy and pydantic read these when they are imported. Both shorten the cold start.
+# NumPy would start threads for linear algebra, which is not used here.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+# pydantic would search every installed package for plug-ins.
+os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 __version__ = "0.1.0"

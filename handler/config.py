@@ -8,8 +8,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Self
 
+from handler.precision import EXPORTED
+
 ENGINES = ("auto", "onnx", "torch")
-PRECISIONS = ("fp32", "int8")
 PROFILES = ("openai", "corrected")
 ORIGIN = r"\*|https?://[A-Za-z0-9.-]+(:[0-9]+)?"
 OUTPUTS = r"caller|s3://[a-z0-9.-]{3,63}(/.*)?|s3vectors://[a-z0-9.-]{3,63}/[a-z0-9.-]{3,63}"
@@ -98,7 +99,7 @@ class Config:
     def __post_init__(self) -> None:
         """Refuse what no part of the service could work with."""
         _one_of("CLIP_ENGINE", self.engine, ENGINES)
-        _one_of("CLIP_PRECISION", self.precision, PRECISIONS)
+        _one_of("CLIP_PRECISION", self.precision, EXPORTED)
         if self.precision == "int8" and self.engine == "torch":
             raise ConfigError(
                 "CLIP_PRECISION=int8 needs the onnx engine: set CLIP_ENGINE to onnx or auto"
@@ -181,8 +182,8 @@ def _cgroup_cpus(cgroup: Path) -> float:
         else:
             quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text()
             period = (cgroup / "cpu/cpu.cfs_period_us").read_text()
-        if quota == "max" or int(quota) < 0:
+        if int(quota) < 0:
             return math.inf
         return int(quota) / int(period)
-    except (OSError, ValueError, ZeroDivisionError):
+    except (OSError, ValueError, ZeroDivisionError):  # no files, "max", no sense
         return math.inf

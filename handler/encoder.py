@@ -17,7 +17,7 @@ from handler.config import Config, available_cpus
 from handler.engines import Embedding, Embeddings, Engine, Pixels, load_engine
 from handler.errors import ModelUnhealthy
 from handler.images import s3, sandbox
-from handler.images.s3 import Image
+from handler.images.s3 import File, Image
 from handler.images.sandbox import Decoder
 from handler.images.wire import SIZE, Decoded
 from handler.model import Model
@@ -90,7 +90,7 @@ class Encoder:
         return outcomes
 
     def _decode_ahead(
-        self, files: Iterable[Outcome[bytes]], budget: Budget
+        self, files: Iterable[Outcome[File]], budget: Budget
     ) -> Iterator[Outcome[Decoded]]:
         """Decode `files`, in order, up to a chunk of them ahead of the one that is asked for."""
         ahead: deque[Future[Outcome[Decoded]]] = deque()
@@ -103,8 +103,8 @@ class Encoder:
         while ahead:
             yield ahead.popleft().result()
 
-    def _decode(self, file: Outcome[bytes], budget: Budget) -> Outcome[Decoded]:
-        def decode(data: bytes) -> Decoded:
+    def _decode(self, file: Outcome[File], budget: Budget) -> Outcome[Decoded]:
+        def decode(data: File) -> Decoded:
             budget.check()
             with telemetry.timed("decode_ms"):
                 decoded = self.decoder.decode(data, self.config, budget.spend)

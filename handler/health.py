@@ -11,9 +11,7 @@ from handler.engines import Engine
 from handler.images.sandbox import Decoder
 from handler.images.wire import SIZE
 from handler.model import Model
-
-# How far the golden image's vector may be from clip's own: the limits of the export's parity gate.
-MIN_COSINE = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.99}
+from handler.precision import PRECISIONS
 
 log = logging.getLogger("clip")
 
@@ -28,7 +26,7 @@ def self_check(engine: Engine, model: Model, decoder: Decoder) -> str | None:
     except Exception:
         log.exception("self-check: the golden image cannot be encoded")
         return "the golden image cannot be encoded"
-    if cosine >= MIN_COSINE[engine.precision]:
+    if cosine >= PRECISIONS[engine.precision].self_check:
         return None
     fault = f"the golden image's vector has cosine {cosine:.6f} with the recorded one"
     log.error("self-check: %s: the model files are not those that model.json describes", fault)

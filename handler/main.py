@@ -3,33 +3,37 @@
 ``handler`` serves Lambda events; ``app`` serves HTTP anywhere (``uvicorn handler.main:app``).
 """
 
+import asyncio
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mangum import Mangum
 
 from handler import telemetry
-from handler.encoder import load_from_env
+from handler.encoder import Encoder, load_from_env
 from handler.errors import InvalidEvent
+from handler.events import direct
 
-with ThreadPoolExecutor(1) as pool:
-    # The engine reads and packs the weights without the GIL: the web framework is imported
-    # meanwhile.
-    loading = pool.submit(load_from_env)
-    # FastAPI imports pydantic's old version, if there is one, to ask of every type whether it is
-    # its.
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+
+def _create_app(encoder: Encoder) -> "FastAPI":
+    # FastAPI imports pydantic's old version to ask of every type whether it is one of its own. Here
+    # none is, and the import takes 30 ms of a cold start. With `None` in its place it fails, which
+    # FastAPI is prepared for, since not every pydantic comes with its old version.
     sys.modules.setdefault("pydantic.v1", None)  # type: ignore[arg-type]
-    import asyncio
-
-    from mangum import Mangum
-
-    from handler.events import direct
     from handler.http.app import create_app
-encoder = loading.result()
-app = create_app(encoder)
-# Mangum takes the event loop that is set. Where none is, Python up to 3.11 makes one, 3.12 and 3.13
-# do so with a warning, and 3.14 refuses.
-_loop = asyncio.new_event_loop()
-asyncio.set_event_loop(_loop)
+
+    return create_app(encoder)
+
+
+encoder = load_from_env()
+app = _create_app(encoder)
+# Mangum answers every event in one event loop, the one that is set here. Without one, Python 3.11
+# would make it, 3.12 and 3.13 do so with a warning, and 3.14 refuses.
+asyncio.set_event_loop(asyncio.new_event_loop())
 # Mangum would run startup and shutdown around every single invocation; there is nothing to start.
 _http = Mangum(app, lifespan="off")
 
@@ -52,22 +56,40 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
         if gateway:
             telemetry.note(lambda_request_id=invocation)
         try:
-            return _http(event, context)
-        except (
-            Exception
-        ) as error:  # the app answers its own errors: this is Mangum reading the event
+            return _http(_without_host(event), context)
+        except Exception as error:  # Mangum could not read it: the app answers its own errors
             raise InvalidEvent(f"an HTTP event, but malformed ({type(error).__name__})") from error
 
 
 def _http_kind(event: Any) -> str | None:
     """Name an HTTP event by its keys; None: it is none, or only resembles one."""
     request = event.get("requestContext") if isinstance(event, dict) else None
-    if isinstance(request, dict):
-        http = request.get("http")
-        if isinstance(http, dict) and isinstance(http.get("method"), str):
-            return (
-                "function_url" if ".lambda-url." in str(request.get("domainName")) else "http_api"
-            )
-        if isinstance(event.get("httpMethod"), str):
-            return "alb" if "elb" in request else "rest_api"
+    if not isinstance(request, dict):
+        return None
+    http = request.get("http")
+    if isinstance(http, dict) and isinstance(http.get("method"), str):
+        is_url = ".lambda-url." in str(request.get("domainName"))
+        return "function_url" if is_url else "http_api"
+    if isinstance(event.get("httpMethod"), str):
+        return "alb" if "elb" in request else "rest_api"
     return None
+
+
+_OF_THE_HOST = ("host", "x-forwarded-port")
+
+
+def _without_host(event: Mapping[str, Any]) -> dict[str, Any]:
+    """`event` without the headers that say how the service is called, which no answer depends on.
+
+    Mangum makes a name and a port of them, and raises where there is more than one colon, as in an
+    IPv6 address, or more than one port, as behind two proxies.
+    """
+    changed = dict(event)
+    for field in ("headers", "multiValueHeaders"):
+        if event.get(field):
+            changed[field] = {
+                name: value
+                for name, value in event[field].items()
+                if name.lower() not in _OF_THE_HOST
+            }
+    return changed

@@ -1,4 +1,4 @@
-"""The exported model's identity: what ``model/model.json`` says and the fingerprint made of it."""
+"""The exported model: what ``model/model.json`` says of it, and the fingerprint made of that."""
 
 import base64
 import json
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FORMAT = 1
-"""Version of ``model.json``; the export writes it, a reader of another version refuses."""
+"""Version of ``model.json``. The export writes it; a reader of another version refuses."""
 
 
 class ModelError(RuntimeError):
@@ -19,7 +19,7 @@ class ModelError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model folder, read and size-checked."""
+    """A model folder whose ``model.json`` was read and whose files have the right sizes."""
 
     directory: Path
     name: str
@@ -28,20 +28,21 @@ class Model:
     weights: str
     """Where the weights come from: ``openai``, ``custom`` or ``synthetic``."""
     checkpoint_sha256: str
+    """Hex digest that names the weights: see ``export/checkpoint.py``."""
     mean: tuple[float, float, float]
     """Per-channel mean of the preprocessing, in units of [0, 1]."""
     std: tuple[float, float, float]
     golden_image: bytes
-    """A small JPEG."""
+    """A small JPEG that the self-check encodes."""
     golden_embedding: NDArray[np.float32]
-    """What ``clip`` itself made of it, float32 [512], unit length."""
+    """The golden image's vector as ``clip`` itself computes it: float32 [512], unit length."""
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """Read ``model.json`` and compare every file present with the size it records.
+        """Read ``model.json`` and compare every file that is there with the size it records.
 
-        Sizes, not hashes: hashing would read the weights twice at each cold start, and the
-        golden vector, checked next, catches what a size cannot.
+        Hashes are not compared, because that would read the weights twice at each cold start. The
+        self-check, which comes next, finds what a size does not show.
 
         Raises:
             ModelError: the folder is missing, incomplete, truncated or of another format.
@@ -77,7 +78,7 @@ class Model:
             ) from error
 
     def fingerprint(self, precision: str, preprocess: str, jpeg_draft: int) -> str:
-        """Name everything that decides a vector; vectors of unequal fingerprints must not be mixed."""
+        """Name everything that decides a vector: compare vectors of equal fingerprints only."""
         name = self.name.replace("/", "-")
         parts = [name, self.weights, self.checkpoint_sha256[:12], precision]
         if preprocess != "openai":
@@ -88,7 +89,7 @@ class Model:
 
 
 def _check_size(path: Path, expected: int) -> None:
-    # A deployment may leave out the files of the engine it does not use.
+    # A deployment may leave out the files of the engine that it does not use.
     if path.exists() and (actual := path.stat().st_size) != expected:
         raise ModelError(
             f"{path} has {actual:,} bytes instead of {expected:,}: truncated or changed"

@@ -19,6 +19,8 @@ from typing import Any
 from handler.errors import ClipError
 
 NAMESPACE = "ClipImageEncoder"
+MOST_LIBRARY_LINES = 3
+"""That libraries may log during one request; its own line says how many they were."""
 
 log = logging.getLogger("clip")
 
@@ -28,15 +30,34 @@ _cold = True  # until the first request of this process
 
 
 def configure(level: str) -> None:
-    """Send the service's log to stdout as JSON lines. Lambda's own handler would break them up."""
+    """Send the service's log, and the warnings of libraries, to stdout as JSON lines."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_JsonLines())
     log.handlers[:] = [handler]
     log.setLevel(level)
     log.propagate = False
-    # With LogFormat: JSON Lambda sets the root logger to INFO, at which botocore tells of its
-    # credentials.
-    logging.getLogger("botocore").setLevel("WARNING")
+    # All that libraries log comes to the root. Lambda's own handler there would make text of it, or
+    # break up what is JSON already. With LogFormat: JSON Lambda sets the root to INFO, at which
+    # botocore tells of its credentials.
+    of_libraries = logging.StreamHandler(sys.stdout)
+    of_libraries.setFormatter(_JsonLines())
+    of_libraries.addFilter(_is_among_the_first)
+    logging.root.handlers[:] = [of_libraries]
+    logging.root.setLevel("WARNING")
+    logging.captureWarnings(True)
+
+
+def _is_among_the_first(record: logging.LogRecord) -> bool:
+    """Whether a library's line is one of the first of its request.
+
+    Whatever a caller sends, a library must not fill the log with what it thinks of it.
+    """
+    request = _record.get()
+    if request is None:
+        return True
+    lines = request.setdefault("library_lines", 0) + 1
+    request["library_lines"] = lines
+    return bool(lines <= MOST_LIBRARY_LINES)
 
 
 @contextmanager
@@ -74,7 +95,8 @@ def current() -> dict[str, Any]:
 
 def note(**fields: Any) -> None:
     """Add fields to the current request's line; outside a request, nothing."""
-    if (record := _record.get()) is not None:
+    record = _record.get()
+    if record is not None:
         record.update(fields)
 
 
@@ -86,8 +108,8 @@ def timed(name: str) -> Iterator[None]:
         yield
     finally:
         with _adding:
-            record = _record.get() or {}
-            note(**{name: round(record.get(name, 0) + _milliseconds_since(start), 2)})
+            before = (_record.get() or {}).get(name, 0)
+            note(**{name: round(before + _milliseconds_since(start), 2)})
 
 
 def _milliseconds_since(start: float) -> float:
@@ -96,15 +118,17 @@ def _milliseconds_since(start: float) -> float:
 
 def _metrics(record: dict[str, Any]) -> dict[str, Any]:
     """Embedded metric format, on Lambda only. Source: CloudWatch's EMF specification."""
-    if not (function := os.environ.get("AWS_LAMBDA_FUNCTION_NAME")):
+    function = os.environ.get("AWS_LAMBDA_FUNCTION_NAME")
+    if not function:
         return {}
     kinds = [("requests", "Count"), ("latency_ms", "Milliseconds"), ("cold_starts", "Count")]
     if "images" in record:
         kinds += [("images", "Count"), ("failed", "Count")]
     directives = [_directive(["function"], kinds)]
+    values = {"function": function, "requests": 1, "cold_starts": int(record["cold"])}
     if "code" in record:
         directives.append(_directive(["function", "code"], [("errors", "Count")]))
-    values = {"function": function, "requests": 1, "cold_starts": int(record["cold"]), "errors": 1}
+        values["errors"] = 1
     return values | {
         "_aws": {"Timestamp": int(time.time() * 1000), "CloudWatchMetrics": directives}
     }
@@ -118,6 +142,8 @@ def _directive(dimensions: list[str], metrics: list[tuple[str, str]]) -> dict[st
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = {"level": record.levelname, "message": record.getMessage()}
+        if record.name != log.name:
+            line["library"] = record.name
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line | getattr(record, "fields", {}), default=str)

@@ -23,7 +23,7 @@ import boto3
 import numpy as np
 from botocore.config import Config as Settings
 
-from handler.images import s3
+from handler import aws as calls
 from tests.conftest import ROOT, free_port, wait_for
 
 FAULTS = {
@@ -179,7 +179,7 @@ def aws(delay: float = 0.0, host: str = "127.0.0.1") -> Iterator[SimpleNamespace
     }
     before = {name: os.environ.get(name) for name in env}
     os.environ.update(env)
-    s3._make_client.cache_clear()
+    calls._make_client.cache_clear()
     try:
         wait_for(port, process)
         settings = Settings(retries={"total_max_attempts": 1})
@@ -188,7 +188,7 @@ def aws(delay: float = 0.0, host: str = "127.0.0.1") -> Iterator[SimpleNamespace
     finally:
         process.kill()
         process.wait()
-        s3._make_client.cache_clear()
+        calls._make_client.cache_clear()
         for name, value in before.items():
             os.environ.pop(name)
             if value is not None:

@@ -66,6 +66,17 @@ def jpeg_with(inserted: bytes) -> bytes:
     return b"\xff\xd8" + inserted + encoded(small(), "JPEG")[2:]
 
 
+def fractions(count: int) -> bytes:
+    """EXIF whose horizontal resolution, one fraction in any real file, is `count` of them."""
+    directory = struct.pack(">HHHIII", 1, 0x011A, 5, count, 26, 0)
+    exif = b"MM\0*" + struct.pack(">I", 8) + directory + bytes([0, 0, 0, 72, 0, 0, 0, 1]) * count
+    step = 65_527  # of a segment of 65,535 bytes, its own length and six for the word Exif
+    parts = (exif[start : start + step] for start in range(0, len(exif), step))
+    return b"".join(
+        b"\xff\xe1" + struct.pack(">H", len(part) + 8) + b"Exif\0\0" + part for part in parts
+    )
+
+
 def jpeg_claiming(width: int, height: int) -> bytes:
     data = encoded(small(), "JPEG")
     frame = data.index(b"\xff\xc0")
@@ -175,6 +186,13 @@ def tiff(width: int, height: int, compression: int = 1, data: bytes = b"", **tag
     return b"II*\0" + struct.pack("<I", 8) + directory + bytes(4) + values + data
 
 
+def tiff_of_jpeg(data: bytes, width: int, height: int) -> bytes:
+    """A JPEG as the only strip."""
+    # 128: the header, nine entries of the directory, and three bit depths
+    bits, place = {"t258": (3, [8, 8, 8])}, {"t273": (4, [128])}
+    return tiff(width, height, 7, data, **bits, **place, t262=(3, [6]), t277=(3, [3]))
+
+
 def longs(count: int) -> bytes:
     return array.array("I", range(1000, 1000 + count)).tobytes()
 
@@ -217,7 +235,7 @@ def avif_claiming(width: int, height: int) -> bytes:
     return data[:ispe] + struct.pack(">II", width, height) + data[ispe + 8 :]
 
 
-def avif_grid(rows: int, columns: int) -> bytes:
+def avif_grid(rows: int, columns: int, before: bytes = b"") -> bytes:
     """A grid whose cells, each an item of its own, are all the same 64 x 64 picture."""
     source = encoded(small().resize((64, 64)), "AVIF")
     start = source.index(b"av1C") - 4
@@ -257,7 +275,7 @@ def avif_grid(rows: int, columns: int) -> bytes:
             ),
         )
 
-    head = box(b"ftyp", b"avif", bytes(4), b"avifmif1miaf")
+    head = box(b"ftyp", b"avif", bytes(4), b"avifmif1miaf") + before
     return head + items(len(head) + len(items(0)) + 8) + box(b"mdat", grid, picture)
 
 
@@ -270,7 +288,7 @@ HIDING = b"\xff\xf0" + EXIF * 4679
 # picture.
 HIDDEN = b"!\x01\0," + b"a" * 44 + b"\0"
 
-REFUSED: dict[str, Callable[[], bytes]] = {
+HOSTILE: dict[str, Callable[[], bytes]] = {
     "PNG claiming 30,000 x 30,000": lambda: png(30_000, 30_000, data=png_chunk(b"IDAT", zeros())),
     "PNG claiming the largest size": lambda: png(
         WIDE, HIGH, data=png_chunk(b"IDAT", zeros())[:5000]
@@ -292,6 +310,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "JPEG, EXIF segments behind a second start": lambda: jpeg_with(
         (b"\xff\xd8" + EXIF * 4679) * 60
     ),
+    "JPEG, a resolution of millions of fractions": lambda: jpeg_with(fractions(3_900_000)),
     "JPEG, millions of APP0": lambda: jpeg_with(b"\xff\xe0\0\2" * (MAX // 4)),
     "JPEG, millions of fill bytes": lambda: jpeg_with(b"\xff" * MAX),
     "JPEG, millions of junk bytes": lambda: jpeg_with(b"\xff\xe0\0\2" + bytes(MAX)),
@@ -347,10 +366,12 @@ REFUSED: dict[str, Callable[[], bytes]] = {
         t273=(4, [234]),
         t277=(3, [3]),
     ),
+    "TIFF, a progressive JPEG in it": lambda: tiff_of_jpeg(jpeg_of_scans(200), WIDE, HIGH),
+    "AVIF, 65,600 boxes before its list": lambda: avif_grid(255, 255, box(b"free") * 65_600),
     "AVIF claiming 16,384 x 16,384": lambda: avif_claiming(16_384, 16_384),
     "AVIF, grid of 16,320 x 16,320": lambda: avif_grid(255, 255),
 }
-"""Must be refused, at next to no cost."""
+"""Made to cost as much as can be for a decoder; refused, or served at a bounded cost."""
 
 SERVED: dict[str, Callable[[], bytes]] = {
     "PNG, RGB": lambda: encoded(Image.new("RGB", (WIDE, HIGH)), "PNG"),

@@ -1,18 +1,9 @@
-"""``python -m tests.measure``: what one image costs the service, in a process of its own.
+"""What one image costs the process that decodes it, and what processes hold."""
 
-An image on stdin, decoded and preprocessed with the default limits; on stdout, as JSON: the
-answer's status and code, the seconds of CPU and the megabytes it took above those of the idle
-process.
-"""
-
-import json
+import io
 import os
 import re
 import statistics
-import subprocess
-import sys
-import time
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,9 +12,7 @@ from PIL import Image
 
 from handler.config import Config
 from handler.errors import ClipError
-from handler.images.decode import decode, preprocess
-
-ROOT = Path(__file__).parent.parent
+from handler.images.sandbox import Sandbox
 
 
 class Cost(NamedTuple):
@@ -34,15 +23,39 @@ class Cost(NamedTuple):
     megabytes: float
 
 
-def measure(data: bytes, profile: str = "openai") -> Cost:
-    """Run this module over `data`; what takes longer than 10 s or crashes is an error."""
-    command = [sys.executable, "-m", "tests.measure", profile]
-    run = subprocess.run(command, cwd=ROOT, input=data, capture_output=True, timeout=10, check=True)
-    return Cost(*json.loads(run.stdout))
+def measure(box: Sandbox, data: bytes, config: Config) -> Cost:
+    """What decoding `data` in `box` costs."""
+    decoder = _fresh(box, config)
+    idle, spent = peak_megabytes(decoder), 0.0
+
+    def spend(seconds: float) -> None:
+        nonlocal spent
+        spent += seconds
+
+    status, code = 200, ""
+    try:
+        box.decode(data, config, spend)
+    except ClipError as error:
+        status, code = error.status, error.code
+    try:
+        megabytes = peak_megabytes(decoder) - idle
+    except FileNotFoundError:  # the kernel ended it: then it did not get more than this
+        megabytes = config.decode_mb
+    return Cost(status, code, spent, megabytes)
+
+
+def _fresh(box: Sandbox, config: Config) -> int:
+    """The id of the decoder that takes the next image, its peak of memory forgotten."""
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "PNG")
+    box.decode(file.getvalue(), config, lambda _: None)
+    decoder = box.processes()[-1]
+    Path(f"/proc/{decoder}/clear_refs").write_text("5")
+    return decoder
 
 
 def peak_megabytes(pid: int | str = "self") -> float:
-    """The most resident memory the process ever had, or since `reset_peak`."""
+    """The most resident memory that the process ever had, or since it was told to forget."""
     match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
     assert match
     return int(match[1]) / 1024
@@ -65,25 +78,3 @@ def growth(values: Sequence[float]) -> float:
     """The median of the last tenth over that of the second tenth: the first tenth fills caches."""
     tenth = max(len(values) // 10, 1)
     return statistics.median(values[-tenth:]) / statistics.median(values[tenth : 2 * tenth])
-
-
-def reset_peak() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def main(profile: str) -> Cost:
-    data = sys.stdin.buffer.read()
-    warnings.simplefilter("ignore")
-    Image.init()  # the first image of a process imports the plugins
-    reset_peak()
-    idle, start = peak_megabytes(), time.process_time()
-    try:
-        preprocess(decode(data, Config()), profile)
-        status, code = 200, ""
-    except ClipError as error:
-        status, code = error.status, error.code
-    return Cost(status, code, time.process_time() - start, peak_megabytes() - idle)
-
-
-if __name__ == "__main__":
-    print(json.dumps(main(*sys.argv[1:])))

@@ -134,7 +134,7 @@ class Soak:
 def run(client: httpx.Client, emulator_pid: int, requests: int, seed: int) -> Soak:
     """Send `requests`, two of five of them bad."""
     rng, soak, images = random.Random(seed), Soak(), pictures()
-    made = [bombs.REFUSED[name]() for name in BOMBS]
+    made = [bombs.HOSTILE[name]() for name in BOMBS]
     vectors = [
         _invoke(client, {"image": base64.b64encode(data).decode()})["embedding"] for data in images
     ]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from events import generate
 from events.generate import in_s3, map_batch, s3_batch, s3_eventbridge, s3_notification, sns, sqs
 from export import images
+from handler import aws as calls
 from handler.encoder import Encoder
 from handler.engines import Embedding
 from handler.errors import (
@@ -28,7 +29,6 @@ from handler.errors import (
     SourceUnavailable,
 )
 from handler.events import direct
-from handler.images import s3
 from tests.answers import assert_same
 from tests.aws import take_vectors
 from tests.conftest import with_settings
@@ -242,7 +242,7 @@ def test_the_object_as_it_is_now_is_what_counts_and_not_what_is_said_of_it(
 @contextlib.contextmanager
 def before_writing(act: Callable[[], object]) -> Iterator[None]:
     """Do `act` once, when the vector is made and its file not yet written."""
-    events = s3.client("s3").meta.events
+    events = calls.client("s3").meta.events
     done: list[bool] = []
 
     def once(**_: object) -> None:

@@ -1,11 +1,11 @@
-"""The benchmark's arithmetic; its measurements need no test but to run (`make bench ARGS=--quick`)."""
+"""The benchmark's arithmetic. Its measurements are tried by `make bench ARGS=--quick`."""
 
 from pathlib import Path
 
 import onnx
 import pytest
 
-from benchmarks import report
+from benchmarks import report, sizes
 
 
 def test_the_work_of_an_image_is_that_of_the_exported_graph(model_dir: Path) -> None:
@@ -27,6 +27,14 @@ def test_the_work_of_an_image_is_that_of_the_exported_graph(model_dir: Path) -> 
             rows *= side
         work += 2 * rows * inner * columns
     assert report.gflop(1) == pytest.approx(work / 1e9, rel=1e-3)
+
+
+def test_the_installed_size_is_of_all_that_the_function_needs() -> None:
+    """boto3 and botocore were left out once: 27 MB."""
+    packages = sizes.runtime()
+    assert {"boto3", "onnxruntime", "starlette"} <= set(packages)
+    without = [name for name in packages if name != "boto3"]
+    assert sizes.packages(packages) - sizes.packages(without) > 20
 
 
 def test_a_million_requests_cost_what_aws_lists() -> None:

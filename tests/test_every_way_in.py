@@ -88,13 +88,13 @@ def test_the_web_server(client: httpx.Client, vector: list[float]) -> None:
 
 
 def test_both_engines_through_the_same_path(
-    engine: Engine, model: Model, vector: list[float]
+    engine: Engine, model: Model, encoder: Encoder, vector: list[float]
 ) -> None:
     from handler.config import Config
 
-    encoder = Encoder(engine, model, Config())
-    assert encoder.fault is None
-    assert float(encoder.encode(PHOTO) @ np.array(vector, np.float32)) >= 0.9999
+    tried = Encoder(engine, model, Config(), encoder.decoder)
+    assert tried.fault is None
+    assert float(tried.encode(PHOTO) @ np.array(vector, np.float32)) >= 0.9999
 
 
 def test_a_binary_response_through_api_gateway(main: types.ModuleType, vector: list[float]) -> None:

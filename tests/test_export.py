@@ -22,9 +22,9 @@ pytest.importorskip("torch")
 
 import torch
 
-from export import checkpoint, graph, images, parity
+from export import ExportError, checkpoint, graph, images, parity
 from export.__main__ import main as export
-from export.checkpoint import DownloadError, ExportError, Reference
+from export.checkpoint import DownloadError, Reference
 from handler.engines.torch_clip import import_clip
 
 SMALL = (64, 64, 2, 64, 32, 8, 100, 64, 1, 1)
@@ -283,14 +283,10 @@ def test_a_new_export_replaces_the_old(
 ) -> None:
     out = tmp_path / "model"
     shutil.copytree(model_dir, out)
-    (out / "stale").write_text("from an older version")
+    (out / "notes.txt").write_text("precious")
     one = dict(list(images.parity_images().items())[:1])
     monkeypatch.setattr(images, "parity_images", lambda: one)
     assert export(["--checkpoint", str(synthetic), "--out", str(out)]) == 0
-    assert {f.name for f in out.iterdir()} == {
-        "model.json",
-        "visual.onnx",
-        "visual.onnx.data",
-        "visual.pt",
-    }
+    written = {"model.json", "visual.onnx", "visual.onnx.data", "visual.pt"}
+    assert {f.name for f in out.iterdir()} == written | {"notes.txt"}
     assert json.loads((out / "model.json").read_text())["weights"] == "custom"

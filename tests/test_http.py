@@ -121,7 +121,7 @@ def test_a_batch_of_only_bad_images_is_still_an_answer(client: httpx.Client) -> 
 
 
 def test_a_batch_is_one_pass_through_the_engine(
-    model: Model, config: Config, photo_base64: str
+    model: Model, config: Config, encoder: Encoder, photo_base64: str
 ) -> None:
     sizes = []
 
@@ -130,7 +130,7 @@ def test_a_batch_is_one_pass_through_the_engine(
             sizes.append(len(pixels))
             return super().encode(pixels)
 
-    with serve(Encoder(Counting(model, threads=1), model, config)) as client:
+    with serve(Encoder(Counting(model, threads=1), model, config, encoder.decoder)) as client:
         client.post("/encode_images", json={"images": [photo_base64] * 5 + ["!"]})
     assert sizes == [1, 5]  # the self-check's, then the batch
 
@@ -197,7 +197,7 @@ def test_too_large_a_body_is_refused_before_it_is_all_read(
     encoder: Encoder, config: Config, model: Model
 ) -> None:
     small = dataclasses.replace(config, max_body_bytes=1000, max_image_bytes=500)
-    with serve(Encoder(encoder.engine, model, small)) as client:
+    with serve(Encoder(encoder.engine, model, small, encoder.decoder)) as client:
         over = client.post("/encode_image", content=b"x" * 1001, headers=JPEG)
         assert (over.status_code, over.json()["code"]) == (413, "body_too_large")
         over = client.post("/encode_image", content=b"x" * 501, headers=JPEG)
@@ -256,7 +256,7 @@ def test_a_model_that_fails_its_self_check_serves_nothing(
     encoder: Encoder, model: Model, config: Config, photo: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     other = dataclasses.replace(model, golden_embedding=np.roll(model.golden_embedding, 1))
-    broken = Encoder(encoder.engine, other, config)
+    broken = Encoder(encoder.engine, other, config, encoder.decoder)
     assert "self-check" in caplog.text
     with serve(broken) as client:
         health = client.get("/health")
@@ -266,13 +266,15 @@ def test_a_model_that_fails_its_self_check_serves_nothing(
 
 
 def test_official_weights_are_healthy(encoder: Encoder, model: Model, config: Config) -> None:
-    official = Encoder(encoder.engine, dataclasses.replace(model, weights="openai"), config)
+    official = Encoder(
+        encoder.engine, dataclasses.replace(model, weights="openai"), config, encoder.decoder
+    )
     assert official.health()["status"] == "healthy"
     assert "openai" in official.fingerprint
 
 
 def test_a_fault_of_ours_is_logged_and_tells_the_caller_nothing(
-    model: Model, config: Config, photo: bytes, caplog: pytest.LogCaptureFixture
+    model: Model, config: Config, encoder: Encoder, photo: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Failing(OnnxCpuEngine):
         calls = 0
@@ -283,7 +285,7 @@ def test_a_fault_of_ours_is_logged_and_tells_the_caller_nothing(
                 raise RuntimeError("secret internals")
             return super().encode(pixels)
 
-    with serve(Encoder(Failing(model, threads=1), model, config)) as client:
+    with serve(Encoder(Failing(model, threads=1), model, config, encoder.decoder)) as client:
         response = client.post("/encode_image", content=photo, headers=JPEG)
         assert response.status_code == 500
         assert response.json()["code"] == "internal_error"

@@ -29,7 +29,7 @@ def _modules_after(code: str, **env: str) -> set[str]:
 PACKAGES = {
     "handler",
     *("numpy", "onnxruntime"),  # the engine
-    *("fastapi", "starlette", "anyio", "mangum", "python_multipart"),  # the interface
+    *("fastapi", "starlette", "anyio", "mangum"),  # the interface
     *("pydantic", "pydantic_core", "annotated_types", "annotated_doc", "typing_inspection"),
     *("opentelemetry", "typing_extensions"),  # FastAPI's own
 }
@@ -37,14 +37,13 @@ PACKAGES = {
 FORBIDDEN = {
     *("pydantic.v1", "fastapi.testclient", "numpy.testing", "numpy.f2py"),
     *("multiprocessing", "unittest", "sqlite3", "xml.dom", "http.server"),
-    *("pdb", "pydoc", "distutils"),
+    *("pdb", "pydoc", "difflib", "distutils"),
 }
 MODULES = 600
 """553 today, the standard library's included."""
 
 
 INTERFACE = {"fastapi", "starlette", "anyio", "mangum", "opentelemetry", "annotated_doc"}
-INTERFACE |= {"python_multipart"}
 """What the batch function's entry point, ``handler.worker``, leaves out."""
 
 

@@ -13,10 +13,20 @@ from benchmarks.accuracy import MIN_COSINE, cosine, enlarged
 from export.images import encoded, parity_images, photograph
 from handler.config import Config
 from handler.engines import Engine
-from handler.images.decode import decode, full_size, preprocess
+from handler.images.decode import decode, full_size
+from handler.images.wire import Limits
+from tests.conftest import pixels_of
 
 DRAFT = Config().jpeg_draft
 FULL = Config(jpeg_draft=0)
+
+
+def jpeg(
+    data: bytes, kind: str = "JPEG", draft: int = DRAFT, corrected: bool = False
+) -> Image.Image:
+    """The decoded picture, before it is resized."""
+    config = Config()
+    return decode(data, kind, Limits(config.max_pixels, 100, draft, corrected))
 
 
 @pytest.mark.parametrize(
@@ -35,7 +45,7 @@ def test_the_vector_stays_that_of_full_decoding(
     engine: Engine, photo: str, size: tuple[int, int]
 ) -> None:
     data = enlarged(photo, size)
-    assert min(decode(data, Config()).size) < min(size) == min(full_size(decode(data, Config())))
+    assert min(jpeg(data).size) < min(size) == min(full_size(jpeg(data)))
     assert cosine(engine, data, DRAFT) >= MIN_COSINE
 
 
@@ -46,17 +56,16 @@ def test_every_image_of_the_parity_gate_keeps_what_the_gate_promises(engine: Eng
 
 def test_below_twice_the_limit_pixels_are_those_of_full_decoding() -> None:
     data = enlarged("camera", (2 * DRAFT - 1, 2 * DRAFT - 1))
-    assert np.array_equal(preprocess(decode(data, Config())), preprocess(decode(data, FULL)))
+    assert np.array_equal(pixels_of(data), pixels_of(data, FULL))
 
 
 def test_zero_decodes_in_full() -> None:
-    assert decode(enlarged("camera", (2000, 2000)), FULL).size == (2000, 2000)
+    assert jpeg(enlarged("camera", (2000, 2000)), draft=0).size == (2000, 2000)
 
 
 def test_the_corrected_profile_decodes_in_full() -> None:
     """It may turn the picture, and the part of the last pixel that is picture with it."""
-    config = Config(preprocess="corrected")
-    assert decode(enlarged("camera", (2000, 2000)), config).size == (2000, 2000)
+    assert jpeg(enlarged("camera", (2000, 2000)), corrected=True).size == (2000, 2000)
 
 
 def test_a_file_cannot_say_what_its_full_size_is() -> None:
@@ -64,4 +73,4 @@ def test_a_file_cannot_say_what_its_full_size_is() -> None:
     for key in ("(0, 0)", "full size"):
         text.add_text(key, "9")
     data = encoded(photograph("coffee"), "PNG", pnginfo=text)
-    assert full_size(decode(data, Config())) == Image.open(io.BytesIO(data)).size
+    assert full_size(jpeg(data, "PNG")) == Image.open(io.BytesIO(data)).size

@@ -13,11 +13,11 @@ import pytest
 
 from events.generate import RUN, in_s3, map_batch, s3_batch, s3_notification, sqs
 from export import images, index
+from handler import aws as calls
 from handler.encoder import Encoder
 from handler.errors import InvalidEvent, OutputRefused, OutputUnavailable
 from handler.events import direct, output
 from handler.events.output import Entry, location, run_file, vector_key
-from handler.images import s3
 from handler.images.s3 import Source
 from tests.answers import assert_same
 from tests.aws import UNWRITABLE, take_vectors
@@ -193,7 +193,7 @@ def test_vectors_in_an_index(worker: Encoder, cloud: SimpleNamespace, photo: byt
 def test_more_vectors_than_one_request_takes(worker: Encoder, cloud: SimpleNamespace) -> None:
     entries = _entries(2 * output.PER_REQUEST + 1)
     sizes = []
-    events = s3.client("s3vectors").meta.events
+    events = calls.client("s3vectors").meta.events
     events.register(
         "provide-client-params.s3vectors", lambda params, **_: sizes.append(len(params["vectors"]))
     )
@@ -208,7 +208,7 @@ def test_more_vectors_than_one_request_takes(worker: Encoder, cloud: SimpleNames
         assert_same(found[str(entry.source)]["data"]["float32"], entry.embedding, atol=0)
     assert {str(entry.source) for entry in entries} <= set(found)
     gone = [Entry(entry.source, None) for entry in entries[1:]]
-    s3._make_client.cache_clear()  # and what was registered above
+    calls._make_client.cache_clear()  # and what was registered above
     assert output.write(gone, to_index) == {}
     assert {key for key in stored(cloud) if "/many/" in key} == {"s3://photos/many/0"}
     assert output.write(gone, to_index) == {}  # once more does no harm

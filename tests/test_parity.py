@@ -17,6 +17,7 @@ from handler.engines import Engine, load_engine
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.engines.torch_clip import TorchClipEngine
 from handler.model import Model, ModelError
+from tests.conftest import pixels_of
 
 
 def test_both_engines_give_clips_own_vectors(engine: Engine, reference: Reference) -> None:

@@ -99,7 +99,7 @@ def _archive(
 
 
 def _masked(output: str) -> list[str | float]:
-    """Words and numbers; the hash of synthetic weights differs from one torch to the next."""
+    """Words and numbers; synthetic weights differ from one torch, or kind of CPU, to the next."""
     output = re.sub(r"synthetic\.[0-9a-f]{12}\.", "synthetic.HASH.", output)
     parts = re.split(r"(-?\d+\.\d+(?:e-?\d+)?)", output.strip())
     return [float(part) if i % 2 else part for i, part in enumerate(parts)]

@@ -16,12 +16,16 @@ import numpy as np
 import pytest
 
 from export import images
+from handler import aws as calls
 from handler import telemetry
+from handler.aws import AHEAD
+from handler.budget import Budget
 from handler.encoder import Encoder
 from handler.errors import ClipError, SourceUnavailable
 from handler.events import direct
 from handler.images import s3
-from handler.images.s3 import AHEAD, Source
+from handler.images.s3 import Image, Source
+from handler.outcome import Outcome
 from tests.answers import assert_same
 from tests.aws import aws
 from tests.conftest import ROOT, serve, with_settings
@@ -222,19 +226,13 @@ def test_a_time_out_is_ours_and_passes(
     here: Encoder, cloud: SimpleNamespace, photo: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(cloud, "slow/y", photo)
-    monkeypatch.setattr(s3, "READ_TIMEOUT", 0.2)
-    s3._make_client.cache_clear()
+    monkeypatch.setattr(calls, "READ_TIMEOUT", 0.2)
+    monkeypatch.setattr(calls, "PAUSES", (0.01,))
+    calls._make_client.cache_clear()
     with pytest.raises(SourceUnavailable) as caught:
         here.encode(Source("photos", "slow/y"))
     _check_detail(caught.value.detail)
-    s3._make_client.cache_clear()
-
-
-def test_the_longest_wait_for_s3_ends_before_the_function_s_own_time() -> None:
-    """29 s, after which API Gateway has given up; S3 silent at every attempt, and the pauses
-    between.
-    """
-    assert s3.ATTEMPTS * (s3.CONNECT_TIMEOUT + s3.READ_TIMEOUT) + 1 + 2 < 29
+    calls._make_client.cache_clear()
 
 
 def test_without_credentials(
@@ -246,10 +244,10 @@ def test_without_credentials(
         monkeypatch.setenv(name, os.devnull)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
-    s3._make_client.cache_clear()
+    calls._make_client.cache_clear()
     with pytest.raises(SourceUnavailable, match="try again"):
         here.encode(Source("photos", "x"))
-    s3._make_client.cache_clear()
+    calls._make_client.cache_clear()
     assert "NoCredentialsError" in caplog.text  # the log says why
 
 
@@ -324,18 +322,20 @@ def test_downloads_run_side_by_side_and_while_images_are_encoded(
     here: Encoder, photo: bytes
 ) -> None:
     sources = [Source("photos", str(number)) for number in range(3 * AHEAD)]
+    wanted: list[Outcome[Image]] = [Outcome(source) for source in sources]
     with aws(delay=0.1) as far, telemetry.request("test", "1") as record:
         far.s3.create_bucket(Bucket="photos")
         for source in sources:
             far.s3.put_object(Bucket="photos", Key=source.key, Body=photo)
-        list(s3.fetch(sources[:1], here.config))  # imports boto3 and connects
+        list(s3.fetch(wanted[:1], here.config, Budget()))  # imports boto3 and connects
         seconds = []
-        for wanted in (sources[:1], sources):
+        for some in (wanted[:1], wanted):
             start = time.monotonic()
-            assert list(s3.fetch(wanted, here.config)) == [photo] * len(wanted)
+            fetched = s3.fetch(some, here.config, Budget())
+            assert [outcome.get() for outcome in fetched] == [photo] * len(some)
             seconds.append(time.monotonic() - start)
         record["s3_wait_ms"] = 0
-        here.encode_batch(sources)
+        here.encode_batch(wanted)
     assert seconds[1] < 8 * seconds[0]  # about three rounds; 24 one after the other
     assert record["s3_wait_ms"] / 1000 < 0.7 * seconds[1]  # about the first round only
 
@@ -346,11 +346,12 @@ def test_no_more_is_read_ahead_than_stated(
     put(cloud, "a.jpg", photo)
     asked = 0
 
-    def sources() -> Iterator[Source]:
+    def sources() -> Iterator[Outcome[Image]]:
         nonlocal asked
         for asked in range(1, 4 * AHEAD + 1):  # noqa: B007  # it is looked at below
-            yield Source("photos", "a.jpg")
+            yield Outcome(Source("photos", "a.jpg"))
 
-    for done, data in enumerate(s3.fetch(sources(), here.config), start=1):
-        assert data == photo
+    fetched = s3.fetch(sources(), here.config, Budget())
+    for done, outcome in enumerate(fetched, start=1):
+        assert outcome.get() == photo
         assert asked == min(done + AHEAD, 4 * AHEAD)

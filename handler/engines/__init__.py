@@ -1,4 +1,4 @@
-"""Engines turn pixels into embeddings. One Protocol, two implementations, one choice."""
+"""Engines turn pixels into embeddings: what an engine is, and which one is loaded."""
 
 import ctypes
 import importlib.util
@@ -39,7 +39,7 @@ def load_engine(config: Config, model: Model) -> Engine:
         ModelError: the engine's weights are missing or unreadable.
         ImportError: the engine asked for is not installed.
     """
-    # Imported here because each engine's import costs what the other's users should not pay.
+    # Imported here, so that nobody waits for the libraries of the engine that is not used.
     auto = config.engine == "auto" and config.precision == "fp32"
     if config.engine == "torch" or (auto and _cuda_usable(model)):
         from handler.engines.torch_clip import TorchClipEngine
@@ -51,18 +51,17 @@ def load_engine(config: Config, model: Model) -> Engine:
 
 
 def _cuda_usable(model: Model) -> bool:
-    """Ask the driver, not torch: importing torch to hear "no" would cost every CPU start 2 s."""
+    """Whether there are a GPU, torch and weights for it.
+
+    The driver is asked, not torch, whose import would cost every start without a GPU 2 s.
+    """
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return False
     count = ctypes.c_int(0)
-    if (
-        driver.cuInit(0) != 0
-        or driver.cuDeviceGetCount(ctypes.byref(count)) != 0
-        or count.value == 0
-    ):
+    failed = driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0
+    if failed or count.value == 0:
         return False
-    return (model.directory / "visual.pt").exists() and importlib.util.find_spec(
-        "torch"
-    ) is not None
+    has_weights = (model.directory / "visual.pt").exists()
+    return has_weights and importlib.util.find_spec("torch") is not None

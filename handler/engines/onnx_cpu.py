@@ -10,9 +10,7 @@ import onnxruntime as ort
 
 from handler.engines import Embeddings, Pixels
 from handler.model import Model, ModelError
-
-FILES = {"fp32": "visual.onnx", "int8": "visual.int8.onnx"}
-"""The second only of an export with ``--precision int8``."""
+from handler.precision import PRECISIONS
 
 
 class OnnxCpuEngine:
@@ -25,18 +23,19 @@ class OnnxCpuEngine:
         """Map the weights and plan the graph for `threads` compute threads.
 
         Raises:
-            ModelError: the graph of this precision or its weights are missing or unreadable.
+            ModelError: the graph of this precision or its weights are missing or unreadable, as
+                int8's are of an export without ``--precision int8``.
         """
         self.precision = precision
         _keep_freed_memory()
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        # Threads that spin while they wait gain 5 % on idle CPUs and lose half on shared or capped
-        # ones.
+        # Threads that spin while they wait are 5 % faster on idle CPUs, and at half the speed where
+        # CPUs are shared or capped.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors only: its warnings would reach the caller's log
-        path = model.directory / FILES[precision]
+        path = model.directory / PRECISIONS[precision].file
         try:
             self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
@@ -49,13 +48,19 @@ class OnnxCpuEngine:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc hand freed memory out again, up to 64 MB of it, instead of back to the kernel.
+    """Let glibc keep freed memory, up to 64 MB of it, for the next allocation.
 
-    Loading allocates every weight twice, widened to fp32 and then packed, in blocks so large that
-    each would be fresh memory, which the kernel clears page by page: a third of the load's time.
+    By default glibc takes each large block fresh from the kernel and gives it back when it is
+    freed. The kernel clears every page that it hands out. Loading a model allocates each weight
+    twice (widened to fp32, then packed for the processor), so that this clearing is a third of its
+    time.
+
+    The block sizes are a few MB: a matrix of 768 x 3,072 floats has 9.4 MB. Below the mmap
+    threshold blocks come from the heap, where freed ones are used again. Above the trim threshold
+    the heap's free end goes back to the kernel.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
     if mallopt is not None:
-        m_trim_threshold, m_mmap_threshold = -1, -3
-        mallopt(m_mmap_threshold, 32 << 20)  # the largest it takes
-        mallopt(m_trim_threshold, 64 << 20)
+        m_trim_threshold, m_mmap_threshold = -1, -3  # the options' numbers in glibc's malloc.h
+        mallopt(m_mmap_threshold, 32 << 20)  # the largest that glibc takes; its default is 128 KB
+        mallopt(m_trim_threshold, 64 << 20)  # holds the few blocks that are free at one time

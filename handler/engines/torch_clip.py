@@ -1,4 +1,4 @@
-"""torch + clip: the GPU engine, and the reference that the other engine is checked against."""
+"""The engine of torch and OpenAI's clip: for GPUs, and in the export beside the other engine."""
 
 import warnings
 from types import ModuleType
@@ -8,7 +8,7 @@ import torch
 from handler.engines import Embeddings, Pixels
 from handler.model import Model, ModelError
 
-# The operators torchvision's Python side registers fake kernels for.
+# The compiled operators that torchvision's Python code names when it is imported.
 _TORCHVISION_OPERATORS = (
     *("roi_align", "_roi_align_backward", "roi_pool", "_roi_pool_backward"),
     *("ps_roi_align", "_ps_roi_align_backward", "ps_roi_pool", "_ps_roi_pool_backward"),
@@ -17,11 +17,11 @@ _TORCHVISION_OPERATORS = (
 
 
 def import_clip() -> ModuleType:
-    """Import OpenAI's ``clip`` whichever build of torchvision is beside torch.
+    """Import OpenAI's ``clip``, whichever build of torchvision is installed with torch.
 
-    clip needs ``torchvision.transforms`` only, which is pure Python. A torchvision built for
-    CUDA beside a CPU torch refuses to import because its compiled operators are missing;
-    declaring their names lets it.
+    A torchvision built for CUDA cannot be imported with a torch for CPUs, because its compiled
+    operators are missing. clip needs none of them (only ``torchvision.transforms``, which is
+    Python), so it is enough to declare their names.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # clip imports pkg_resources, which warns of its own end

@@ -1,12 +1,13 @@
-"""AWS's batch engines: each hands over S3 objects in its own form and wants failures named in its own.
+"""AWS's batch engines, which hand over objects in S3 and have their vectors written to an output.
 
 They are S3 Batch Operations, SQS, S3's notifications (from S3 itself or by EventBridge) and Step
-Functions' Distributed Map. The engines do the retrying: a failure that may pass is handed back to
-them, and encoding an object twice does no harm.
+Functions' Distributed Map. Each has its own form of event, and its own way to be told what failed.
+The engines do the retrying: what may succeed later is reported as such, and the engine sends it
+again. To encode an object twice does no harm.
 
-Whatever names an object without a version means the object as it is now. After each event the output
+An object that is named without a version means the object as it is now. After each event the output
 holds what the bucket holds: one vector for an image, none for anything else. Engines deliver twice,
-late and in any order, so an event is never believed: a notification only says that a key changed. The
+late and in any order, so a notification is never believed, only taken to say that a key changed. The
 object is read, its vector is written or removed, and then the object is looked at once more. If it
 changed in between, another invocation may have written its vector before this one did, so the engine
 is told to try again.
@@ -14,7 +15,7 @@ is told to try again.
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import unquote_plus
@@ -27,6 +28,7 @@ from handler.errors import (
     ClipError,
     InvalidEvent,
     InvalidField,
+    OutOfTime,
     OutputRefused,
     ServiceError,
     SourceDenied,
@@ -43,7 +45,7 @@ log = logging.getLogger("clip")
 T = TypeVar("T")
 Event = Mapping[str, Any]
 Wanted = dict[Source, bool]
-"""Objects, and whether someone asks for their vectors by name; else they are said to have changed."""
+"""Objects. True: their vectors are asked for. False: they are only said to have changed."""
 Outcomes = dict[Source, Outcome[Embedding]]
 
 
@@ -88,7 +90,7 @@ def handle(event: Event, context: Any, encoder: Encoder) -> dict[str, Any]:
 
 def _s3_batch(task: Task) -> dict[str, Any]:
     """S3 Batch Operations, schema 1.0 and 2.0: a code and a text for each of its tasks."""
-    tasks = _list(task.event, "tasks")
+    tasks = _objects(task.event, "tasks")
     sources = [Outcome.of(partial(_task_source, one)) for one in tasks]
     wanted = dict.fromkeys(_values(sources), True)
     try:
@@ -119,8 +121,8 @@ def _s3_batch_result(
 
 
 def _sqs(task: Task) -> dict[str, Any]:
-    """SQS: the ids of the messages that failed. SQS delivers those again; in the end it gives up."""
-    records = _list(task.event, "Records")
+    """SQS: the ids of the messages that failed, which SQS delivers again a few times."""
+    records = _objects(task.event, "Records")
     messages = [Outcome.of(partial(_message_sources, record)) for record in records]
     wanted = _merged(_values(messages))
     failures = _failures(_process(wanted, task), wanted)
@@ -149,26 +151,42 @@ def _map(task: Task) -> dict[str, Any]:
 
     All others are named in the answer.
     """
-    items = _list(task.event, "Items", object)
+    items = _list(task.event, "Items")
     sources = [Outcome.of(partial(_item_source, item)) for item in items]
     wanted = dict.fromkeys(_values(sources), True)
     file = _run_file(task.event, wanted, task.encoder)
     outcomes = _process(wanted, task, file)
     failures = _failures(outcomes, wanted)
+    if any(isinstance(error, OutOfTime) for error in failures.values()):
+        _log_too_large(len(items))
     if any(error.retryable for error in failures.values()):
         _raise_failures(failures, of=len(outcomes))
-    results = [_of(source, outcomes) for source in sources]
-    errors = answers.batch_errors(results)
-    for error in errors:
-        source = sources[error["index"]]
-        error["source"] = str(source.get()) if source.error is None else None
+    errors = _map_errors(sources, outcomes)
     if task.encoder.config.output == "caller":
-        return {"embeddings": answers.batch_floats(results), "errors": errors}
+        vectors = answers.batch_floats([_of(source, outcomes) for source in sources])
+        return {"embeddings": vectors, "errors": errors}
     written = len(outcomes) - len(failures)
     if not written and any(isinstance(error, OutputRefused) for error in failures.values()):
         raise OutputRefused("the output refuses every vector of the batch: the log says why")
     place = file or task.encoder.config.output
     return {"written": written, "output": place if written else None, "errors": errors}
+
+
+def _map_errors(sources: Sequence[Outcome[Source]], outcomes: Outcomes) -> list[dict[str, Any]]:
+    errors = answers.batch_errors([_of(source, outcomes) for source in sources])
+    for error in errors:
+        source = sources[error["index"]].value
+        error["source"] = None if source is None else str(source)
+    return errors
+
+
+def _log_too_large(items: int) -> None:
+    """Retry sends a Map's batch again as a whole, which helps only if it then takes less time."""
+    log.warning(
+        "the function's time was not enough for a Map's batch of %d objects; if this happens each "
+        "time it is sent again, lower ItemBatcher's MaxItemsPerBatch or raise the function's Timeout",
+        items,
+    )
 
 
 def _run_file(event: Event, wanted: Wanted, encoder: Encoder) -> str:
@@ -233,8 +251,7 @@ def _from_json(text: object) -> object:
 
 
 def _sources(message: object) -> Wanted:
-    """The objects that a message names: S3's own, by way of SNS or EventBridge or not, or `{"s3":
-    ...}`.
+    """The objects that a message names: S3's notification, sent by S3, SNS or EventBridge, or an image.
 
     Raises:
         InvalidEvent, InvalidField, MissingField: none of those, or malformed.
@@ -257,9 +274,7 @@ def _sources(message: object) -> Wanted:
 
 
 def _record_source(record: object) -> Source:
-    """The object that changed; its version is left out, being the current one no more when this is
-    late.
-    """
+    """The object that changed. Its version is left out, since this may be late and there a newer one."""
     match record:
         case {"s3": {"bucket": {"name": bucket}, "object": {"key": str(key)}}}:
             return _source(bucket, unquote_plus(key))
@@ -282,10 +297,17 @@ def _source(bucket: object, key: object, version_id: object = None) -> Source:
     return Source(bucket, key, version_id or "")
 
 
-def _list(event: Event, key: str, kind: type = dict) -> list[Any]:
+def _list(event: Event, key: str) -> list[Any]:
     items = event.get(key)
-    if not isinstance(items, list) or not all(isinstance(item, kind) for item in items):
-        raise InvalidEvent(f"{key!r} must be a list{' of objects' if kind is dict else ''}")
+    if not isinstance(items, list):
+        raise InvalidEvent(f"{key!r} must be a list")
+    return items
+
+
+def _objects(event: Event, key: str) -> list[dict[str, Any]]:
+    items = _list(event, key)
+    if not all(isinstance(item, dict) for item in items):
+        raise InvalidEvent(f"{key!r} must be a list of objects")
     return items
 
 
@@ -314,61 +336,63 @@ def _process(wanted: Wanted, task: Task, file: str = "") -> Outcomes:
 
 
 def _write(encoded: Outcomes, task: Task, file: str) -> Outcomes:
-    """Write each vector, remove each that should not be, and look again; what failed on the way."""
+    """Write each vector, remove those of what is no image, and look again: what failed at that."""
     entries = []
     for source, outcome in encoded.items():
         if outcome.error is None:
             entries.append(output.Entry(source, outcome.get()))
         elif _has_no_vector(outcome.error):
             entries.append(output.Entry(source, None))
+    until = task.budget.until
     with telemetry.timed("s3_wait_ms"):
-        errors = output.write(entries, task.encoder, file)
+        errors = output.write(entries, task.encoder, file, until.write)
     if not file:
         # A run's file needs no second look: it says when each object was read, and whoever reads
         # the files lets the latest reading count.
         written = [entry.source for entry in entries if entry.source not in errors]
-        errors |= s3.changed([source for source in written if not source.version_id])
+        may_change = [source for source in written if not source.version_id]
+        errors |= s3.changed(may_change, until.look)
     return {source: Outcome(error=error) for source, error in errors.items()}
 
 
 def _of(source: Outcome[Source], outcomes: Outcomes) -> Outcome[Embedding]:
-    """What became of a source that may not have been readable in the first place."""
+    """What became of an object, or of an item that names none."""
     return Outcome(error=source.error) if source.error is not None else outcomes[source.get()]
 
 
 def _has_no_vector(error: ClipError) -> bool:
-    """Whether `error` says for certain that there is no image, because it is gone or is none."""
+    """Whether `error` says for certain that no image is there: no object, or one of another kind."""
     could_not_look = error.retryable or isinstance(error, SourceDenied | SourceNotAllowed)
     return not could_not_look
 
 
 def _log_failure(source: str, error: ClipError) -> None:
     request = telemetry.current()["request_id"]
-    fields = {
-        "source": source,
-        **error.body(),
-        "retryable": error.retryable,
-        "request_id": request,
-    }
-    log.warning("no vector", extra={"fields": fields})
+    fields = {"source": source, **error.body(), "retryable": error.retryable}
+    log.warning("no vector", extra={"fields": {**fields, "request_id": request}})
 
 
 def _failures(outcomes: Outcomes, wanted: Wanted) -> dict[Source, ClipError]:
-    """The errors. That an object is gone is none where it was only said to have changed."""
-    return {
-        source: outcome.error
-        for source, outcome in outcomes.items()
-        if outcome.error is not None
-        and (wanted[source] or not isinstance(outcome.error, SourceNotFound))
-    }
+    """The errors that the engine is told of, by their objects.
+
+    Where an object was only said to have changed, it is no failure that it is gone.
+    """
+    failures = {}
+    for source, outcome in outcomes.items():
+        is_removed = isinstance(outcome.error, SourceNotFound) and not wanted[source]
+        if outcome.error is not None and not is_removed:
+            failures[source] = outcome.error
+    return failures
 
 
 def _raise_failures(failures: Mapping[Source, ClipError], of: int) -> None:
-    """Raise one error for all `failures`, if there are any; one that may pass before one that cannot.
+    """Raise one error that names all `failures`, if there are any. All else is written already.
 
-    What was encoded without a failure is written already.
+    It is of the first failure's class, and those that may pass come first.
     """
-    if failures:
-        ordered = sorted(failures.items(), key=lambda failure: not failure[1].retryable)
-        named = "; ".join(f"{source}: {error}" for source, error in ordered)
-        raise type(ordered[0][1])(f"{len(ordered)} of {of} failed: {named}")
+    if not failures:
+        return
+    ordered = sorted(failures.items(), key=lambda failure: not failure[1].retryable)
+    named = "; ".join(f"{source}: {error}" for source, error in ordered)
+    _, first = ordered[0]
+    raise type(first)(f"{len(ordered)} of {of} failed: {named}")

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -18,7 +19,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from handler import answers
+from handler import answers, aws
+from handler.aws import Calls, Failure
 from handler.encoder import Encoder
 from handler.engines import Embedding
 from handler.errors import ClipError, InvalidEvent, OutputRefused, OutputUnavailable
@@ -38,40 +40,46 @@ class Entry(NamedTuple):
     """None: nothing, the object has no vector any more."""
 
 
+Errors = dict[s3.Source, ClipError]
+"""The error of each source whose entry could not be written."""
 Send = Callable[[Sequence[Entry], Encoder], object]
 """One request that writes all of the entries, or raises."""
 
 
-def write(entries: Sequence[Entry], encoder: Encoder, file: str = "") -> dict[s3.Source, ClipError]:
-    """Write every entry to ``CLIP_OUTPUT``; what is in no error of the answer is there, or is gone.
+def write(
+    entries: Sequence[Entry], encoder: Encoder, file: str = "", until: float = math.inf
+) -> Errors:
+    """Write every entry to ``CLIP_OUTPUT``: the errors of those that could not be written.
 
     `file`, from `run_file`, takes all of them; without one each object has a place of its own.
-    An entry fails alone: OutputUnavailable may pass, OutputRefused will not. To write twice does
-    no harm.
+    `until` is a time of `time.monotonic` at which this is over. An entry fails alone:
+    OutputUnavailable may pass, OutputRefused will not. To write twice does no harm.
     """
     sound = [
         entry for entry in entries if entry.embedding is None or np.isfinite(entry.embedding).all()
     ]
     refused = {entry.source for entry in entries} - {entry.source for entry in sound}
-    errors: dict[s3.Source, ClipError] = {
+    errors: Errors = {
         source: OutputRefused("the vector holds a number that is not finite") for source in refused
     }
-    return errors | _send(sound, encoder, file)
+    if not sound:
+        return errors
+    with Calls(until) as calls:
+        return errors | _send(sound, encoder, file, calls)
 
 
-def _send(entries: Sequence[Entry], encoder: Encoder, file: str) -> dict[s3.Source, ClipError]:
+def _send(entries: Sequence[Entry], encoder: Encoder, file: str, calls: Calls) -> Errors:
     if file:
-        return _attempt(partial(_put_file, place=file), entries, encoder)
+        return _attempt(partial(_put_file, place=file), entries, encoder, calls)()
     if is_index(encoder):
         vectors = [entry for entry in entries if entry.embedding is not None]
         removed = [entry for entry in entries if entry.embedding is None]
-        return _in_requests(_put_vectors, vectors, encoder) | _in_requests(
-            _delete_vectors, removed, encoder
+        return _in_requests(_put_vectors, vectors, encoder, calls) | _in_requests(
+            _delete_vectors, removed, encoder, calls
         )
-    errors: dict[s3.Source, ClipError] = {}
-    for failed in s3.threads().map(
-        lambda entry: _attempt(_put_own_file, [entry], encoder), entries
-    ):
+    errors: Errors = {}
+    begun = (_attempt(_put_own_file, [entry], encoder, calls) for entry in entries)
+    for failed in aws.in_order(begun):
         errors |= failed
     return errors
 
@@ -151,50 +159,60 @@ def _hash(text: str) -> str:
 # --- one request, and what is made of its failure -------------------------------------------------
 
 
-def _attempt(send: Send, entries: Sequence[Entry], encoder: Encoder) -> dict[s3.Source, ClipError]:
-    """Send `entries`; the error of each where it fails, which is one for all of them."""
-    if not entries:
-        return {}
+def _attempt(
+    send: Send, entries: Sequence[Entry], encoder: Encoder, calls: Calls
+) -> Callable[[], Errors]:
+    """Begin to send `entries`: a function that waits, and gives the error of each if that fails."""
+
+    def late() -> Errors:
+        log.warning("%s cannot be written: no answer, or too slow", encoder.config.output)
+        return _all(entries, _unavailable())
+
+    return calls.begin(partial(_ask, send, entries, encoder), late)
+
+
+def _ask(send: Send, entries: Sequence[Entry], encoder: Encoder) -> Errors:
     try:
-        send(entries, encoder)
-    except Exception as error:  # noqa: BLE001  # AWS's refusals, botocore's and urllib3's
-        problem = _as_clip_error(error)
-        log.warning(
-            "%s cannot be written: %s: %s", encoder.config.output, type(error).__name__, error
-        )
-        return {entry.source: problem for entry in entries}
+        aws.ask(partial(send, entries, encoder))
+    except Failure as failure:
+        log.warning("%s cannot be written: %s", encoder.config.output, failure)
+        return _all(entries, _as_clip_error(failure))
     return {}
 
 
-def _in_requests(
-    send: Send, entries: Sequence[Entry], encoder: Encoder
-) -> dict[s3.Source, ClipError]:
+def _all(entries: Sequence[Entry], error: ClipError) -> Errors:
+    return {entry.source: error for entry in entries}
+
+
+def _in_requests(send: Send, entries: Sequence[Entry], encoder: Encoder, calls: Calls) -> Errors:
     """Send `entries` in as few requests as may be.
 
     A request that is refused is sent again in halves, until what is at fault stands alone.
     """
-    half = len(entries) // 2
-    errors: dict[s3.Source, ClipError] = {}
+    if not entries:
+        return {}
     if len(entries) <= PER_REQUEST:
-        errors = _attempt(send, entries, encoder)
-        refused = any(isinstance(error, OutputRefused) for error in errors.values())
-        if not refused or len(entries) == 1:
+        errors = _attempt(send, entries, encoder, calls)()
+        is_refused = any(isinstance(error, OutputRefused) for error in errors.values())
+        if not is_refused or len(entries) == 1:
             return errors
-    return _in_requests(send, entries[:half], encoder) | _in_requests(send, entries[half:], encoder)
+    half = len(entries) // 2
+    first, second = entries[:half], entries[half:]
+    return _in_requests(send, first, encoder, calls) | _in_requests(send, second, encoder, calls)
 
 
 _MISSING = {"NoSuchBucket", "NotFoundException"}
 """Codes for an output that does not exist, or not yet: the fault of no vector."""
 
 
-def _as_clip_error(error: Exception) -> ClipError:
-    code, _ = s3.answered(error)
-    unfit = (
-        type(error).__name__ == "ParamValidationError"
-    )  # botocore's own, before anything is sent
-    if not unfit and (s3.may_pass(error) or code in _MISSING):
-        return OutputUnavailable("the vector could not be written: the log says why")
+def _as_clip_error(failure: Failure) -> ClipError:
+    if failure.may_pass or failure.code in _MISSING:
+        return _unavailable()
     return OutputRefused("the output refuses the vector: the log says why")
+
+
+def _unavailable() -> ClipError:
+    return OutputUnavailable("the vector could not be written: the log says why")
 
 
 # --- what is sent ---------------------------------------------------------------------------------
@@ -203,7 +221,7 @@ def _as_clip_error(error: Exception) -> ClipError:
 def _put_file(entries: Sequence[Entry], encoder: Encoder, place: str) -> None:
     bucket, _, key = place.removeprefix("s3://").partition("/")
     body = to_npz(entries, encoder)
-    s3.client("s3").put_object(
+    aws.client("s3").put_object(
         Bucket=bucket, Key=key, Body=body, ContentType="application/octet-stream"
     )
 
@@ -215,12 +233,12 @@ def _put_own_file(entries: Sequence[Entry], encoder: Encoder) -> None:
 
 def _put_vectors(entries: Sequence[Entry], encoder: Encoder) -> None:
     vectors = [_vector(entry, encoder.fingerprint) for entry in entries]
-    s3.client("s3vectors").put_vectors(**_index(encoder), vectors=vectors)
+    aws.client("s3vectors").put_vectors(**_index(encoder), vectors=vectors)
 
 
 def _delete_vectors(entries: Sequence[Entry], encoder: Encoder) -> None:
     keys = [vector_key(entry.source) for entry in entries]
-    s3.client("s3vectors").delete_vectors(**_index(encoder), keys=keys)
+    aws.client("s3vectors").delete_vectors(**_index(encoder), keys=keys)
 
 
 def _index(encoder: Encoder) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from handler import __version__, answers, telemetry
@@ -9,11 +10,10 @@ from handler.budget import Budget
 from handler.encoder import Encoder
 from handler.errors import ClipError
 from handler.http import bodies, openapi
-from handler.http.admission import Turns
-from handler.http.bodies import OCTETS
-from handler.http.requests import Outermost, cors, error_response
-
-EXISTING = "POST /encode_image, POST /encode_images, GET /health, GET /docs"
+from handler.http.admission import Admission
+from handler.http.bodies import JSON, OCTETS, Body
+from handler.http.headers import preferred
+from handler.http.requests import Addresses, Faults, LogLines, error_response
 
 
 def create_app(encoder: Encoder) -> FastAPI:
@@ -21,17 +21,37 @@ def create_app(encoder: Encoder) -> FastAPI:
     app = FastAPI(
         title="CLIP image encoder",
         version=__version__,
-        description="An image in, OpenAI CLIP ViT-B/32's embedding out: 512 numbers of unit length.",
+        description="An image in, OpenAI CLIP ViT-B/32's embedding out: 512 numbers, of length 1.",
         responses=openapi.ERRORS,
+        redirect_slashes=False,  # `Addresses` leaves a slash at the end out
     )
-    app.add_middleware(Outermost, encoder=encoder, with_cors=cors(encoder.config.cors_origins))
+    _add_wrappers(app, encoder)
     _add_error_responses(app)
     _add_routes(app, encoder)
     return app
 
 
+def _add_wrappers(app: FastAPI, encoder: Encoder) -> None:
+    """Put what stands around every request around it, from the inside out."""
+    app.add_middleware(Faults)
+    origins = encoder.config.cors_origins
+    if origins:
+        # Here, so that a cold start without origins does not pay for it.
+        from starlette.middleware.cors import CORSMiddleware
+
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "HEAD", "POST"],
+            allow_headers=["*"],
+            expose_headers=["X-Clip-Fingerprint", "X-Request-Id"],
+        )
+    app.add_middleware(LogLines, fingerprint=encoder.fingerprint)
+    app.add_middleware(Addresses, base_path=encoder.config.base_path)
+
+
 def _add_routes(app: FastAPI, encoder: Encoder) -> None:
-    config, turns = encoder.config, Turns(encoder.config)
+    config, admission = encoder.config, Admission(encoder.config)
 
     @app.post("/encode_image", openapi_extra=openapi.ENCODE_IMAGE, responses=openapi.EMBEDDING)
     async def encode_image(request: Request) -> Response:
@@ -39,14 +59,15 @@ def _add_routes(app: FastAPI, encoder: Encoder) -> None:
         body.
         """
 
-        def encode(content_type: str, body: bytes) -> Response:
+        def encode(content_type: str, body: Body) -> Response:
             image = bodies.read_image(content_type, body)
             embedding = encoder.encode(image, _budget(request, encoder))
-            if OCTETS in request.headers.get("accept", ""):
+            accept = ",".join(request.headers.getlist("accept"))
+            if preferred(accept, (JSON, OCTETS)) == OCTETS:
                 return Response(answers.to_bytes(embedding), media_type=OCTETS)
-            return Response(answers.to_json(embedding), media_type="application/json")
+            return Response(answers.to_json(embedding), media_type=JSON)
 
-        return await turns.take(request, encode)
+        return await admission.answer(request, encode)
 
     @app.post(
         "/encode_images",
@@ -56,16 +77,13 @@ def _add_routes(app: FastAPI, encoder: Encoder) -> None:
     async def encode_images(request: Request) -> Response:
         """Encode many images in one pass; a bad one gets `null` and an entry in `errors`."""
 
-        def encode(content_type: str, body: bytes) -> Response:
+        def encode(content_type: str, body: Body) -> Response:
             images = bodies.read_images(content_type, body, config.max_images)
             outcomes = encoder.encode_batch(images, _budget(request, encoder))
-            return Response(answers.batch_json(outcomes), media_type="application/json")
+            return Response(answers.batch_json(outcomes), media_type=JSON)
 
-        return await turns.take(request, encode)
+        return await admission.answer(request, encode)
 
-    # To HEAD the server sends what GET has, less its body; to list it would be to list one
-    # operation twice.
-    @app.head("/health", include_in_schema=False)
     @app.get("/health", response_model=answers.Health)
     async def health() -> Response:
         """Whether vectors can be trusted: the start-up self-check's verdict."""
@@ -82,11 +100,22 @@ def _add_error_responses(app: FastAPI) -> None:
     async def clip_error(_: Request, error: ClipError) -> Response:
         return error_response(error)
 
-    @app.exception_handler(HTTPException)
-    async def http_error(_: Request, error: HTTPException) -> Response:
-        # Starlette's own: no such path, no such method, a body that broke off.
-        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        telemetry.note(code=code)
-        detail = f"there is only {EXISTING}" if error.status_code == 404 else error.detail
-        body = {"code": code, "detail": detail}
-        return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+    @app.exception_handler(404)
+    async def not_found(_: Request, error: HTTPException) -> Response:
+        telemetry.note(code="not_found")
+        body = {"code": "not_found", "detail": f"there is only {_operations(app)}, GET /docs"}
+        return JSONResponse(body, status_code=404)
+
+    @app.exception_handler(405)
+    async def method_not_allowed(_: Request, error: HTTPException) -> Response:
+        telemetry.note(code="method_not_allowed")
+        methods = set((error.headers or {})["Allow"].split(", "))
+        allowed = ", ".join(sorted(methods | ({"HEAD"} if "GET" in methods else set())))
+        body = {"code": "method_not_allowed", "detail": f"this path takes {allowed}"}
+        return JSONResponse(body, status_code=405, headers={"Allow": allowed})
+
+
+def _operations(app: FastAPI) -> str:
+    """What can be asked of the service: ``POST /encode_image`` and so on."""
+    routes = [route for route in app.routes if isinstance(route, APIRoute)]
+    return ", ".join(f"{method} {route.path}" for route in routes for method in route.methods or ())

@@ -61,7 +61,7 @@ ENCODE_IMAGES = _bodies(
 
 EMBEDDING: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "512 numbers of unit length; float32 bytes, little-endian, when `Accept` asks",
+        "description": "512 numbers of unit length; float32 bytes, little-endian, if `Accept` asks",
         "content": {
             "application/json": {
                 "schema": {
@@ -82,9 +82,10 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         400: "The request cannot be read",
         403: "An image in S3 that this service may not read",
         404: "An image that S3 does not have",
+        408: "The body came too slowly",
         413: "Too many bytes, pixels or images",
         415: "A Content-Type that is not read here",
-        422: "Not an image that can be encoded",
-        503: "Not now: too busy, S3 does not deliver, or the model failed its self-check",
+        422: "Not an image that can be encoded, or one that costs too much to decode",
+        503: "Not now: too busy, out of time, S3 does not deliver, or the model is at fault",
     }.items()
 }

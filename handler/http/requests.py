@@ -1,11 +1,10 @@
-"""What stands around every request: its log line, its headers, and an answer to any fault."""
+"""What stands around every request, one wrapper each: its address, its log line, its faults."""
 
 import logging
 import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any
 
 from fastapi.responses import JSONResponse
@@ -13,28 +12,74 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handler import telemetry
-from handler.encoder import Encoder
-from handler.errors import ClipError, InternalError, Overloaded
+from handler.errors import ClipError, InternalError
+
+LONGEST_PATH = 256
+"""Characters of a path in the log; none of ours has more than 20."""
 
 log = logging.getLogger("clip")
 
 
-class Outermost:
-    """Around every request: its log line, the headers every response has, and an answer to any
-    fault.
+class Addresses:
+    """Finds what a request is for, wherever the service is served, whatever the method.
+
+    A gateway or proxy may serve it under a path of its own (``/prod/health``), which becomes the
+    scope's ``root_path``, so that ``/docs`` finds its schema. A slash at the end is left out. HEAD
+    is answered as GET is, less the body.
     """
 
-    def __init__(
-        self, app: ASGIApp, encoder: Encoder, with_cors: Callable[[ASGIApp], ASGIApp]
-    ) -> None:
+    def __init__(self, app: ASGIApp, base_path: str) -> None:
         self.app = app
-        self.answer = with_cors(self._answer)
-        self.fingerprint = encoder.fingerprint.encode()
-        self.max_pending = encoder.config.max_pending
-        self.pending = 0
+        self.base_path = base_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Pass on one request under its own path and as GET, if it is HEAD."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        root, path = _split_path(scope["path"], self.base_path, scope.get("aws.event") or {})
+        if path != "/":
+            path = path.removesuffix("/")
+        own = {"root_path": scope.get("root_path", "") + root, "path": path}
+        if scope["method"] != "HEAD":
+            await self.app({**scope, **own}, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self.app({**scope, **own, "method": "GET"}, receive, send_head)
+
+
+def _split_path(path: str, base_path: str, event: Mapping[str, Any]) -> tuple[str, str]:
+    """A request's path -> the part that the gateway added, maybe empty, and the part that is ours.
+
+    Under a custom domain the path begins with `base_path`. At API Gateway's own address a named
+    stage comes first: an HTTP API leaves it in the path; a REST API leaves it out of the path and
+    has it in the request's context.
+    """
+    context = event.get("requestContext") or {}
+    stage = f"/{context.get('stage')}"
+    for prefix in (base_path, stage):
+        if prefix and (path == prefix or path.startswith(f"{prefix}/")):
+            return prefix, path.removeprefix(prefix) or "/"
+    full = str(context.get("path", ""))
+    if full.startswith(f"{stage}/") and full.removeprefix(stage) == path:
+        return stage, path
+    return base_path, path  # a proxy may leave it out as well
+
+
+class LogLines:
+    """Writes one line for each request, and gives every answer the headers that all have."""
+
+    def __init__(self, app: ASGIApp, fingerprint: str) -> None:
+        self.app = app
+        self.fingerprint = fingerprint.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Note what came and what was answered."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -43,7 +88,7 @@ class Outermost:
         on_lambda = "aws.event" in scope
         opened = nullcontext(telemetry.current()) if on_lambda else _open_record(scope)
         with opened as record:
-            record |= {"method": scope["method"], "path": scope["path"]}
+            record |= {"method": scope["method"], "path": scope["path"][:LONGEST_PATH]}
 
             async def send_with_headers(message: Message) -> None:
                 if message["type"] == "http.response.start":
@@ -55,44 +100,7 @@ class Outermost:
                     message["headers"] = [*message.get("headers", []), *ours]
                 await send(message)
 
-            await self.answer(scope, receive, send_with_headers)
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # Health is answered whatever the load: it takes no turn of its own.
-        if scope["path"] != "/health" and self.pending >= self.max_pending:
-            error: ClipError = Overloaded("too many requests at once: try again in a second")
-            await error_response(error)(scope, receive, send)
-            return
-        self.pending += 1
-        try:
-            await self.app(scope, receive, send)
-        except ClientDisconnect:
-            telemetry.note(status=499, code="client_disconnected")  # nobody is left to answer
-        except Exception:
-            log.exception("%s %s failed", scope["method"], scope["path"])
-            error = InternalError("the service failed; the fault is logged")
-            await error_response(error)(scope, receive, send)
-        finally:
-            self.pending -= 1
-
-
-def cors(origins: Sequence[str]) -> Callable[[ASGIApp], ASGIApp]:
-    """What wraps an application so that browsers let pages from `origins` call it and read its
-    answers.
-    """
-    if not origins:
-        return lambda app: app
-    from starlette.middleware.cors import (
-        CORSMiddleware,  # a cold start without origins does not pay for it
-    )
-
-    return partial(
-        CORSMiddleware,
-        allow_origins=origins,
-        allow_methods=["GET", "HEAD", "POST"],
-        allow_headers=["*"],
-        expose_headers=["X-Clip-Fingerprint", "X-Request-Id"],
-    )
+            await self.app(scope, receive, send_with_headers)
 
 
 def _open_record(scope: Scope) -> AbstractContextManager[dict[str, Any]]:
@@ -102,8 +110,30 @@ def _open_record(scope: Scope) -> AbstractContextManager[dict[str, Any]]:
     return telemetry.request("http", given if known else str(uuid.uuid4()))
 
 
+class Faults:
+    """Answers a fault of ours with a 500 that tells the caller nothing, and logs it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on one request; whatever it raises is answered here."""
+        try:
+            await self.app(scope, receive, send)
+        except ClientDisconnect:
+            telemetry.note(status=499, code="client_disconnected")  # nobody is left to answer
+        except Exception:
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            error = InternalError("the service failed; the fault is logged")
+            await error_response(error)(scope, receive, send)
+
+
 def error_response(error: ClipError) -> JSONResponse:
     """The answer that says `error`, which is noted in the request's line in the log."""
     telemetry.note(code=error.code)
-    headers = {"Retry-After": "1"} if error.status == 503 else None
+    headers = {}
+    if error.status == 503:
+        headers = {"Retry-After": "1"}
+    elif error.status == 408:  # the rest of the body is not wanted
+        headers = {"Connection": "close"}
     return JSONResponse(error.body(), status_code=error.status, headers=headers)

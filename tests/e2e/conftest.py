@@ -22,8 +22,8 @@ import pytest
 
 from events.generate import HERE, PHOTO
 from handler.config import Config
-from handler.encoder import Encoder
-from handler.engines import Embedding, load_encoder
+from handler.encoder import Encoder, load_encoder
+from handler.engines import Embedding
 from tests.answers import INVOKE
 from tests.conftest import ROOT, free_port, require
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 from tests.fuzz import corpus
 from tests.fuzz.mutate import mutate_event, mutate_image
+from tests.measure import children
 
 ROOT = Path(__file__).parent.parent.parent
 CRASHES = ROOT / "tests" / "fixtures" / "crashes"
@@ -121,12 +122,17 @@ class Service:
         return Reply(0, "", LONGEST, 0, problem)
 
     def stop(self) -> str:
-        """End the worker; the most memory it ever had."""
+        """End the worker and its decoders; the most memory it ever had."""
+        zygotes = children(self.process.pid)
+        family = [*zygotes, *(decoder for zygote in zygotes for decoder in children(zygote))]
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         peak = next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
         assert self.process.stdin
         self.process.stdin.close()
         self.process.wait()
+        left = [pid for pid in family if Path(f"/proc/{pid}").exists()]
+        if left or len(family) > 1 + (os.cpu_count() or 1):
+            sys.exit(f"of the processes {family} these are left: {left}")
         return f"{int(peak) / 1024:.0f} MB"
 
 

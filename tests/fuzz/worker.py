@@ -6,6 +6,7 @@ What would be a wrong answer is judged here, beside the exception; what would be
 a lack of memory is judged by whoever drives it.
 """
 
+import dataclasses
 import json
 import os
 import re
@@ -23,13 +24,14 @@ import numpy as np
 
 from handler import errors
 from handler.errors import RequestError
-from handler.images.decode import decode, preprocess
+from handler.images.sandbox import Decoder, Sandbox
+from handler.images.wire import SIZE
 from tests.fuzz.corpus import images
 from tests.fuzz.judge import unaccounted
-from tests.measure import resident_megabytes
+from tests.measure import children, resident_megabytes
 
-MEMORY = 1200 * 2**20
-"""Bytes that a case may take above what the loaded service has."""
+MEMORY = 300 * 2**20
+"""Bytes that the service may take for a case; what its decoders may take, the sandbox says."""
 
 
 class Wrong(Exception):
@@ -70,7 +72,10 @@ class Worker:
         return status, code
 
     def _pixels(self, data: bytes, profile: str) -> Any:
-        return preprocess(decode(data, self.main.encoder.config), profile)
+        """What the sandbox makes of it."""
+        config = dataclasses.replace(self.main.encoder.config, preprocess=profile)
+        decoded = self.main.encoder.decoder.decode(data, config, lambda _: None)
+        return np.frombuffer(decoded.pixels, np.uint8).reshape(SIZE, SIZE, 3)
 
     def _run_image(self, data: bytes) -> tuple[int, str]:
         """Decoded and preprocessed, as both profiles do."""
@@ -164,6 +169,14 @@ def _cases(pipe: BinaryIO) -> Iterator[tuple[str, bytes]]:
         yield {b"i": "image", b"e": "event", b"v": "encode"}[kind], pipe.read(length)
 
 
+def _megabytes(box: Decoder) -> float:
+    """What the service and the processes of its sandbox hold together."""
+    assert isinstance(box, Sandbox)
+    zygote = box.processes()[0]
+    processes: list[int | str] = ["self", zygote, *children(zygote)]
+    return sum(resident_megabytes(process) for process in processes)
+
+
 def main() -> None:
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # the service logs to stdout
@@ -182,7 +195,8 @@ def main() -> None:
         except Exception as error:  # noqa: BLE001  # that is what is looked for
             problem = f"{type(error).__name__}: {error}"
             traceback.print_exc()
-        reply = (status, code, time.perf_counter() - start, resident_megabytes(), problem)
+        seconds = time.perf_counter() - start
+        reply = (status, code, seconds, _megabytes(service.encoder.decoder), problem)
         print(json.dumps(reply), file=replies, flush=True)
 
 
