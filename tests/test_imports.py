@@ -1,5 +1,6 @@
-"""What a cold start does not pay for."""
+"""What a cold start does not pay for, and who may import whom."""
 
+import ast
 import os
 import subprocess
 import sys
@@ -75,13 +76,68 @@ def test_what_pages_need_is_imported_only_where_pages_may_call(model_dir: Path) 
 def test_only_the_entry_points_have_effects_at_import() -> None:
     """Every other module imports without a model on disk."""
     entries = ("main", "worker")
-    names = [
-        f"handler.{path.stem}"
-        for path in (ROOT / "handler").glob("*.py")
-        if path.stem not in entries
-    ]
+    needs_torch = "handler.engines.torch_clip"
+    names = {f"handler.{name}" for name in _imports() if name not in entries} - {needs_torch}
     modules = _modules_after(f"import {', '.join(names)}", CLIP_MODEL_DIR="/nonexistent")
-    assert set(names) - {"handler.__init__"} <= modules
+    assert names <= modules
+
+
+FLOORS: tuple[set[str], ...] = (
+    {"main", "worker"},
+    {"http", "events"},
+    {"schemas", "answers"},
+    {"encoder"},
+    {"health"},
+    {"images"},
+    {"engines"},
+    {"model"},
+    {"aws", "budget", "telemetry", "outcome"},
+    {"config", "errors", "precision"},
+)
+"""The rooms of the house, from the top. Each imports from its own and from the floors below it."""
+
+
+def test_imports_go_down_the_house() -> None:
+    for name, imported in _imports().items():
+        room = name.partition(".")[0]
+        below = {room for floor in FLOORS[_floor(room) + 1 :] for room in floor}
+        same = FLOORS[_floor(room)] if _floor(room) >= len(FLOORS) - 2 else set()
+        assert imported <= below | same | {room}, f"{name} imports {imported - below - {room}}"
+
+
+def _floor(room: str) -> int:
+    return next(number for number, floor in enumerate(FLOORS) if room in floor)
+
+
+def _imports() -> dict[str, set[str]]:
+    """Every module of the package, such as ``http.app``, and the rooms that it imports from."""
+    found = {}
+    for path in (ROOT / "handler").rglob("*.py"):
+        if path.name == "__init__.py" and path.parent.name == "handler":
+            continue
+        parts = path.relative_to(ROOT / "handler").with_suffix("").parts
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module == "handler":
+                names |= {alias.name for alias in node.names if not alias.name.startswith("__")}
+            elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("handler."):
+                names.add(str(node.module).split(".")[1])
+        found[".".join(part for part in parts if part != "__init__")] = names
+    return found
+
+
+# What a decoder's process has for its memory and its start: Pillow, and what Pillow needs.
+DECODER = {"handler", "PIL"}
+
+
+def test_a_decoder_imports_pillow_and_nothing_else() -> None:
+    before = _modules_after("")
+    loaded = _modules_after("import handler.images.zygote, handler.images.decode") - before
+    found = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
+    assert {name for name in found if not name.startswith("_")} == DECODER
+    rooms = {name.split(".")[1] for name in loaded if name.startswith("handler.")}
+    assert rooms == {"images", "errors"}
+    assert loaded.isdisjoint(FORBIDDEN), loaded & FORBIDDEN
 
 
 def test_onnx_runtime_sends_no_telemetry(model_dir: Path, tmp_path: Path) -> None:
