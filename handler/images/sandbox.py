@@ -157,11 +157,12 @@ class Sandbox:
         kind, limits = _check(data, config), _limits(config)
         with self._free:
             try:
-                return self._attempt(data, kind, limits, spend)
+                return self._attempt(self._take(), data, kind, limits, spend)
             except _Inconclusive as first:
                 log.warning("an image is decoded once more: %s", first.error)
             try:
-                return self._attempt(data, kind, limits, spend)
+                # In a new process: whatever ended one may be about to end those that wait, too.
+                return self._attempt(self._zygote.fork(), data, kind, limits, spend)
             except _Inconclusive as second:
                 raise second.error from None
 
@@ -175,9 +176,13 @@ class Sandbox:
         self._zygote.close()
 
     def _attempt(
-        self, data: bytes | memoryview, kind: str, limits: Limits, spend: Spend
+        self,
+        process: "_Process",
+        data: bytes | memoryview,
+        kind: str,
+        limits: Limits,
+        spend: Spend,
     ) -> Decoded:
-        process = self._take()
         try:
             decoded = process.decode(data, kind, limits, spend)
         except _Ended:
