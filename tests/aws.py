@@ -190,7 +190,7 @@ def aws(delay: float = 0.0, host: str = "127.0.0.1") -> Iterator[SimpleNamespace
         process.wait()
         calls._make_client.cache_clear()
         for name, value in before.items():
-            os.environ.pop(name)
+            os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
 

@@ -179,7 +179,7 @@ def test_outside_a_request_there_is_nothing_to_note_to(lines: Any) -> None:
     with telemetry.request("direct", "1"):
         pass
     assert not {"format", "engine_ms"} & lines()[0].keys()
-    with pytest.raises(AssertionError, match="^not inside a request"):
+    with pytest.raises(AssertionError, match=r"^not inside a request"):
         telemetry.current()
 
 
