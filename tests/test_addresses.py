@@ -8,6 +8,7 @@ import httpx
 import pytest
 from mangum import Mangum
 
+from handler import telemetry
 from handler.encoder import Encoder
 from handler.http.app import create_app
 from tests.conftest import serve, with_settings
@@ -110,10 +111,14 @@ def _check_addresses(main: types.ModuleType, prefix: str, request_for: Any) -> N
         alb("/health", method="HEAD"),
     ],
 )
-def test_head_on_lambda_has_no_body(main: types.ModuleType, request_: Event) -> None:
+def test_head_on_lambda_has_no_body(
+    main: types.ModuleType, request_: Event, capsys: pytest.CaptureFixture[str]
+) -> None:
+    telemetry.configure("INFO")  # so that it writes to where pytest looks
     response = main.handler(request_, None)
     assert (response["statusCode"], response.get("body", "")) == (200, "")
     assert int(response["headers"]["content-length"]) > 100
+    assert '"method": "HEAD"' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
