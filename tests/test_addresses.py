@@ -12,8 +12,9 @@ from handler.encoder import Encoder
 from handler.http.app import create_app
 from tests.conftest import serve, with_settings
 from tests.test_every_way_in import event, main
+from tests.test_telemetry import lines
 
-__all__ = ["main"]  # the fixture
+__all__ = ["lines", "main"]  # the fixtures
 
 Event = dict[str, Any]
 
@@ -110,10 +111,11 @@ def _check_addresses(main: types.ModuleType, prefix: str, request_for: Any) -> N
         alb("/health", method="HEAD"),
     ],
 )
-def test_head_on_lambda_has_no_body(main: types.ModuleType, request_: Event) -> None:
+def test_head_on_lambda_has_no_body(main: types.ModuleType, request_: Event, lines: Any) -> None:
     response = main.handler(request_, None)
     assert (response["statusCode"], response.get("body", "")) == (200, "")
     assert int(response["headers"]["content-length"]) > 100
+    assert [line["method"] for line in lines()] == ["HEAD"]
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,8 @@ def test_what_kubernetes_says_of_a_service_called_clip_is_no_setting() -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory", "cpus"), [("0", 1), ("512", 1), ("1769", 1), ("2048", 1), ("3008", 2), ("3538", 2)]
+    ("memory", "cpus"),
+    [("0", 1), ("512", 1), ("1769", 1), ("2048", 1), ("2654", 2), ("3008", 2), ("3538", 2)],
 )
 def test_lambda_grants_cpus_by_memory(memory: str, cpus: int) -> None:
     assert available_cpus({"AWS_LAMBDA_FUNCTION_MEMORY_SIZE": memory}) == cpus

@@ -82,6 +82,7 @@ def test_what_to_do_with_heic_is_said(data: bytes) -> None:
 def test_brands_are_read_in_the_first_box_alone_and_not_past_64_bytes() -> None:
     assert sniff(box(b"mif1", b"miaf")) == "AVIF"  # the next box says heic
     assert sniff(box(b"mif1", *[b"miaf"] * 12, b"heic")) == "AVIF"
+    assert sniff(box(b"mif1", b"xhei", b"cxxx")) == "AVIF"  # a brand begins at every fourth byte
     with pytest.raises(UnsupportedFormat, match="HEIC"):
         sniff(box(b"mif1", *[b"miaf"] * 11, b"heic"))
 

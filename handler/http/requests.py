@@ -21,11 +21,10 @@ log = logging.getLogger("clip")
 
 
 class Addresses:
-    """Finds what a request is for, wherever the service is served, whatever the method.
+    """Finds a request's own path, wherever the service is served.
 
     A gateway or proxy may serve it under a path of its own (``/prod/health``), which becomes the
-    scope's ``root_path``, so that ``/docs`` finds its schema. A slash at the end is left out. HEAD
-    is answered as GET is, less the body.
+    scope's ``root_path``, so that ``/docs`` finds its schema. A slash at the end is left out.
     """
 
     def __init__(self, app: ASGIApp, base_path: str) -> None:
@@ -33,25 +32,15 @@ class Addresses:
         self.base_path = base_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on one request under its own path and as GET, if it is HEAD."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        before, path = _split_path(_own_path(scope), self.base_path, scope.get("aws.event") or {})
-        if path != "/":
-            path = path.removesuffix("/")
-        root = scope.get("root_path", "") + before
-        own = {"root_path": root, "path": root + path}
-        if scope["method"] != "HEAD":
-            await self.app({**scope, **own}, receive, send)
-            return
-
-        async def send_head(message: Message) -> None:
-            if message["type"] == "http.response.body":
-                message = {**message, "body": b""}
-            await send(message)
-
-        await self.app({**scope, **own, "method": "GET"}, receive, send_head)
+        """Pass on one request, with the two parts of its path told apart."""
+        if scope["type"] == "http":
+            event = scope.get("aws.event") or {}
+            before, path = _split_path(_own_path(scope), self.base_path, event)
+            if path != "/":
+                path = path.removesuffix("/")
+            root = scope.get("root_path", "") + before
+            scope = {**scope, "root_path": root, "path": root + path}
+        await self.app(scope, receive, send)
 
 
 def _own_path(scope: Scope) -> str:
@@ -118,6 +107,26 @@ def _open_record(scope: Scope) -> AbstractContextManager[dict[str, Any]]:
     return telemetry.request("http", given if known else str(uuid.uuid4()))
 
 
+class Heads:
+    """Answers HEAD as GET is answered, less the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on one request, as GET if it is HEAD."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self.app({**scope, "method": "GET"}, receive, send_head)
+
+
 class Faults:
     """Answers a fault of ours with a 500 that tells the caller nothing, and logs it."""
 
@@ -126,6 +135,9 @@ class Faults:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on one request; whatever it raises is answered here."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
         try:
             await self.app(scope, receive, send)
         except ClientDisconnect:
