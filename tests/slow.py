@@ -3,7 +3,8 @@
 Each of `WAYS` is what an object's key or a bucket begins with that is answered so (``hang/x``), or
 with a method before it that only this method finds so (``HEAD-hang/x``). All else is answered well:
 every object is the one file given, and everything may be written. ``refuse-403-AccessDenied/x`` is
-refused so, ``late/x`` comes after 0.2 s, ``garbled/x`` has a length that is no number, ``corrupted/x`` a checksum not its own.
+refused so, ``late/x`` comes after 0.2 s, ``garbled/x`` has a length that is no number, and
+``corrupted/x`` a checksum that is not its own.
 """
 
 import json

@@ -356,3 +356,26 @@ def test_a_batch_that_no_time_is_left_for(
         direct.invoke(s3_notification("a"), Context(0), worker)
     with pytest.raises(OutOfTime):
         direct.invoke(in_s3("a"), Context(0), worker)
+
+
+def test_the_batch_function_answers_in_time_though_s3_hangs(
+    model_dir: Path, tmp_path: Path, server: Slow
+) -> None:
+    """Through the real runtime client: what is good is written, and the rest handed back."""
+    settings = {
+        "AWS_LAMBDA_FUNCTION_TIMEOUT": "5",
+        "CLIP_S3_BUCKETS": "photos",
+        "CLIP_OUTPUT": "s3://vectors",
+    }
+    event = sqs(in_s3("good"), *(in_s3(f"hang/{number}") for number in range(20)))
+    before = len(server.written)
+    log = tmp_path / "log"
+    with emulator(model_dir, log, "handler.worker.handler", **settings) as (client, _):
+        client.post(INVOKE, content=json.dumps({"action": "health"}))  # loads the model
+        start = time.monotonic()
+        answer = client.post(INVOKE, content=json.dumps(event)).json()
+        assert time.monotonic() - start < 5
+    hanging = [record["messageId"] for record in event["Records"][1:]]
+    assert answer == {"batchItemFailures": [{"itemIdentifier": name} for name in hanging]}
+    assert len(server.written) == before + 1
+    assert "out_of_time" in log.read_text()
