@@ -200,7 +200,7 @@ def environment(env: dict[str, str]) -> Iterator[None]:
     finally:
         calls._make_client.cache_clear()
         for name, value in before.items():
-            os.environ.pop(name)
+            os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
 

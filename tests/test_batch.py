@@ -32,6 +32,7 @@ from handler.events import direct
 from tests.answers import assert_same
 from tests.aws import take_vectors
 from tests.conftest import with_settings
+from tests.fuzz.judge import unaccounted
 from tests.fuzz.mutate import mutate_event
 from tests.test_requests import relaxed, values
 
@@ -469,5 +470,9 @@ def test_any_json_is_answered_or_refused_wherever_it_stands(worker: Encoder, val
 
 
 def check_any(event: Any, worker: Encoder) -> None:
+    """Answered in JSON or refused; and where no bucket may be read, nothing is left untold."""
     with contextlib.suppress(ClipError):
         json.dumps(direct.invoke(event, None, worker))
+    with contextlib.suppress(ClipError):
+        answer = direct.invoke(copy.deepcopy(event), None, with_settings(worker, s3_buckets=()))
+        assert not unaccounted(event, answer)

@@ -106,6 +106,35 @@ def test_a_binary_response_through_api_gateway(main: types.ModuleType, vector: l
     np.testing.assert_array_equal(numbers, np.array(vector, np.float32))
 
 
+class NoTimeLeft:
+    """Lambda's context, when it is about to end the function."""
+
+    aws_request_id = "1"
+
+    @staticmethod
+    def get_remaining_time_in_millis() -> int:
+        return 0
+
+
+def test_lambdas_time_reaches_the_images_of_a_request(main: types.ModuleType) -> None:
+    response = main.handler(event("http_api_raw"), NoTimeLeft)
+    assert response["statusCode"] == 503
+    assert json.loads(response["body"])["code"] == "out_of_time"
+    assert response["headers"]["retry-after"] == "1"
+    request = event("http_api_multipart")
+    for place in (request, request["requestContext"]["http"]):
+        place["path"] = place["rawPath"] = "/encode_images"
+    request["body"] = base64.b64encode(
+        base64.b64decode(request["body"]).replace(b'name="image"', b'name="images"')
+    ).decode()
+    response = main.handler(request, NoTimeLeft)
+    assert response["statusCode"] == 200
+    body = json.loads(response["body"])
+    assert body["embeddings"] == [None]
+    assert [error["code"] for error in body["errors"]] == ["out_of_time"]
+    assert main.handler(event("http_api_raw"), None)["statusCode"] == 200
+
+
 def test_health_and_warm_up(main: types.ModuleType) -> None:
     health = json.loads(main.handler(event("rest_health"), None)["body"])
     assert health["status"] == "synthetic"

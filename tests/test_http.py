@@ -1,21 +1,25 @@
 """The HTTP interface, over a real server."""
 
+import asyncio
 import base64
 import dataclasses
 import json
 import logging
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import numpy as np
 import pytest
+from starlette.types import Message
 
 from handler import __version__
 from handler.config import Config
 from handler.encoder import Encoder
 from handler.engines import Embeddings, Pixels
 from handler.engines.onnx_cpu import OnnxCpuEngine
+from handler.http.app import create_app
 from handler.http.openapi import ENCODE_IMAGE, ENCODE_IMAGES
 from handler.model import Model
 from tests.conftest import serve, with_settings
@@ -114,6 +118,17 @@ def test_a_multipart_batch(client: httpx.Client, photo: bytes, vector: list[floa
     assert [(e["index"], e["code"]) for e in body["errors"]] == [(1, "not_an_image")]
 
 
+def test_a_field_of_text_costs_a_batch_only_its_place(
+    client: httpx.Client, photo: bytes, vector: list[float]
+) -> None:
+    form = _form(("images", b"a.jpg"), ("images", photo))
+    body = client.post("/encode_images", content=form, headers=FORM).json()
+    assert body["embeddings"] == [None, vector]
+    (error,) = body["errors"]
+    assert (error["index"], error["code"]) == (0, "invalid_field")
+    assert "-F images=@photo.jpg" in error["detail"]
+
+
 def test_a_batch_of_only_bad_images_is_still_an_answer(client: httpx.Client) -> None:
     body = client.post("/encode_images", json={"images": ["!", "?"]}).json()
     assert body["embeddings"] == [None, None]
@@ -137,6 +152,16 @@ def test_a_batch_is_one_pass_through_the_engine(
 
 JSON = {"content-type": "application/json"}
 FORM = {"content-type": "multipart/form-data; boundary=b"}
+ENCODED = {"content-type": "application/x-www-form-urlencoded"}
+
+
+def _form(*parts: tuple[str, bytes]) -> bytes:
+    """A form of fields without a file's name, with boundary b."""
+    body = b""
+    for name, data in parts:
+        head = f'--b\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'
+        body += head.encode() + data + b"\r\n"
+    return body + b"--b--\r\n"
 
 
 @pytest.mark.parametrize(
@@ -152,14 +177,40 @@ FORM = {"content-type": "multipart/form-data; boundary=b"}
         ('{"image": "ü"}'.encode(), JSON, 400, "invalid_base64", "base64"),
         (b'{"image": "data:image/png,raw"}', JSON, 400, "invalid_base64", "data: URI"),
         (b'{"image": ""}', JSON, 400, "missing_field", "empty"),
+        (b'"text"', JSON, 400, "invalid_json", 'send {"image": "<base64 of a file>"} or {"s3": {'),
+        (b'{"image": "https://a.example/b.jpg"}', JSON, 400, "invalid_field", "not fetched"),
+        (b'{"image": "HTTP://a.example/b.jpg"}', JSON, 400, "invalid_field", "s3://bucket/key"),
+        (b'{"image": "file:///photo.jpg"}', JSON, 400, "invalid_field", "URLs are not fetched"),
+        (b'{"image": "photo.jpg"}', JSON, 400, "invalid_base64", "base64 of an image file"),
         (b"", {"content-type": "image/png"}, 400, "missing_field", "empty"),
         (b"--b\r\n\r\n", FORM, 400, "invalid_multipart", "too early"),
         (b"garbage", FORM, 400, "invalid_multipart", "well-formed"),
+        (b"", FORM, 400, "invalid_multipart", "well-formed"),
+        (b"--b--\r\n", FORM, 400, "missing_field", "parts sent: none"),
+        (b"--b\r\nno empty line\r\n--b--\r\n", FORM, 400, "invalid_multipart", "empty line"),
+        (b"--b\r\n\r\n" + b"\r\n--bX" * 200, FORM, 400, "invalid_multipart", "content"),
         (b"x", {"content-type": "multipart/form-data"}, 400, "invalid_multipart", "boundary"),
         (
-            b'--b\r\ncontent-disposition: form-data; name="file"\r\n\r\nx\r\n--b--\r\n',
-            *(FORM, 400, "missing_field", "parts sent: 'file'"),
+            _form(("file", b"x")),
+            *(FORM, 400, "missing_field", "'image' in the form: name it so; parts sent: 'file'"),
         ),
+        (_form(("images", b"x")), FORM, 400, "missing_field", "send it to /encode_images"),
+        (
+            _form(("image", b"x"), ("image", b"x")),
+            FORM,
+            400,
+            "invalid_field",
+            "2 parts named 'image'",
+        ),
+        (_form(("image", b"photo.jpg")), FORM, 400, "invalid_field", "-F image=@photo.jpg"),
+        (_form(("image", "Käse.jpg".encode())), FORM, 400, "invalid_field", "put @ before"),
+        (_form(("image", b"aGk=\r\n" * 99)), FORM, 400, "invalid_field", "sent as JSON"),
+        (_form(("image", b"")), FORM, 400, "missing_field", "empty"),
+        (_form(("image", b"\0\1")), FORM, 422, "not_an_image", "JPEG, PNG"),
+        (b'{"image": ""}', {}, 415, "unsupported_media_type", "Content-Type: application/json"),
+        (b'{"image": ""}', ENCODED, 415, "unsupported_media_type", "Type: application/json"),
+        (b"image=photo.jpg", ENCODED, 415, "unsupported_media_type", "-F image=@photo.jpg"),
+        (b"x", {}, 415, "unsupported_media_type", "there is no Content-Type"),
         (b"x", {}, 415, "unsupported_media_type", "multipart/form-data"),
         (b"x", {"content-type": "text/plain"}, 415, "unsupported_media_type", "'text/plain'"),
         (b"hello", {"content-type": "image/png"}, 422, "not_an_image", "JPEG, PNG"),
@@ -182,6 +233,8 @@ def test_bad_requests(
         (b'{"images": []}', JSON, 400, "invalid_field"),
         (b'{"images": "aGk="}', JSON, 400, "invalid_field"),
         (b'{"image": "aGk="}', JSON, 400, "missing_field"),
+        (b"x", JSON, 400, "invalid_json"),
+        (_form(("image", b"x")), FORM, 400, "missing_field"),
         (json.dumps({"images": ["aGk="] * 33}).encode(), JSON, 413, "too_many_images"),
         (b"x", {"content-type": "image/png"}, 415, "unsupported_media_type"),
     ],
@@ -202,6 +255,49 @@ def test_too_large_a_body_is_refused_before_it_is_all_read(
         assert (over.status_code, over.json()["code"]) == (413, "body_too_large")
         over = client.post("/encode_image", content=b"x" * 501, headers=JPEG)
         assert (over.status_code, over.json()["code"]) == (413, "image_too_large")
+
+
+@pytest.mark.parametrize(
+    ("content_type", "before", "after", "copies"),
+    [
+        ("image/png", b"", b"", 1),
+        (FORM["content-type"], *_form(("image", b"\0middle")).split(b"middle"), 1),
+        # Its text, and the text decoded, are made of it.
+        ("application/json", b'{"image": "', b'"}', 1 + 1 + 0.75),
+    ],
+)
+def test_how_often_a_body_is_in_memory(
+    encoder: Encoder, content_type: str, before: bytes, after: bytes, copies: float
+) -> None:
+    """Without a server and a client, which have buffers of their own."""
+    body = before + b"aaaa" * (6 * 2**20) + after
+    chunks = [body[at : at + 2**16] for at in range(0, len(body), 2**16)]
+    answered: list[Message] = []
+
+    async def receive() -> Message:
+        if not chunks:
+            return await asyncio.Future()  # the client stays
+        return {"type": "http.request", "body": chunks.pop(0), "more_body": bool(chunks)}
+
+    async def send(message: Message) -> None:
+        answered.append(message)
+
+    scope = {
+        **{"type": "http", "method": "POST", "path": "/encode_image", "query_string": b""},
+        "headers": [(b"content-type", content_type.encode())],
+    }
+    app = create_app(encoder)
+    loop = asyncio.new_event_loop()  # not the one that is set, which may be `handler.main`'s
+    tracemalloc.start()
+    try:
+        loop.run_until_complete(app(scope, receive, send))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        loop.close()
+    assert json.loads(answered[1]["body"])["code"] == "not_an_image"
+    print(f"{peak / len(body):.2f} times")
+    assert peak < (copies + 0.3) * len(body)  # a growing body has up to an eighth of spare room
 
 
 def test_health_has_a_head_that_is_no_operation_of_its_own(client: httpx.Client) -> None:

@@ -22,6 +22,8 @@ BODIES_HELD = 4
 """All bodies together may take this many times the size of the largest single one."""
 GRACE = 1.0
 """Seconds that a new upload has before it can be the slowest."""
+HALF_LIFE = 0.1
+"""Seconds in which what came counts half as much, when it is asked who makes progress."""
 
 Work = Callable[[str, Body], Response]
 """Makes the answer to a request from its Content-Type and its body."""
@@ -89,7 +91,7 @@ class Upload:
 
     def add(self, chunk: bytes, last: bool, now: float) -> None:
         """Take in what came next."""
-        self._recent = self.pace(now) + len(chunk)
+        self._recent = self._lately(now) + len(chunk)
         self._counted_at = now
         if last and not self.body:
             self.body = chunk  # it came in one piece, as always on Lambda: no copy is made
@@ -97,12 +99,22 @@ class Upload:
             self.body += chunk
 
     def pace(self, now: float) -> float:
-        """How many bytes came lately: each second halves what a byte counts."""
-        return float(self._recent * 0.5 ** (now - self._counted_at))
+        """How fast it comes of late: bytes, to compare with those of other uploads."""
+        # Were an upload's pace only what came lately, one that has just begun would seem slow.
+        share_lived = 1 - _faded(now - self._begun)
+        return self._lately(now) / max(share_lived, 1e-6)
+
+    def _lately(self, now: float) -> float:
+        return self._recent * _faded(now - self._counted_at)
 
     def is_new(self, now: float) -> bool:
         """Whether it is too early to call it slow."""
         return now - self._begun < GRACE
+
+
+def _faded(seconds: float) -> float:
+    """What counted 1 so many seconds ago."""
+    return float(0.5 ** (seconds / HALF_LIFE))
 
 
 class Bodies:

@@ -13,7 +13,7 @@ from handler.http import bodies, openapi
 from handler.http.admission import Admission
 from handler.http.bodies import JSON, OCTETS, Body
 from handler.http.headers import preferred
-from handler.http.requests import Addresses, Faults, LogLines, error_response
+from handler.http.requests import Addresses, Faults, Heads, LogLines, error_response
 
 
 def create_app(encoder: Encoder) -> FastAPI:
@@ -46,6 +46,7 @@ def _add_wrappers(app: FastAPI, encoder: Encoder) -> None:
             allow_headers=["*"],
             expose_headers=["X-Clip-Fingerprint", "X-Request-Id"],
         )
+    app.add_middleware(Heads)
     app.add_middleware(LogLines, fingerprint=encoder.fingerprint)
     app.add_middleware(Addresses, base_path=encoder.config.base_path)
 

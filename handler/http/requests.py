@@ -21,11 +21,10 @@ log = logging.getLogger("clip")
 
 
 class Addresses:
-    """Finds what a request is for, wherever the service is served, whatever the method.
+    """Finds a request's own path, wherever the service is served.
 
     A gateway or proxy may serve it under a path of its own (``/prod/health``), which becomes the
-    scope's ``root_path``, so that ``/docs`` finds its schema. A slash at the end is left out. HEAD
-    is answered as GET is, less the body.
+    scope's ``root_path``, so that ``/docs`` finds its schema. A slash at the end is left out.
     """
 
     def __init__(self, app: ASGIApp, base_path: str) -> None:
@@ -33,42 +32,40 @@ class Addresses:
         self.base_path = base_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on one request under its own path and as GET, if it is HEAD."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        root, path = _split_path(scope["path"], self.base_path, scope.get("aws.event") or {})
-        if path != "/":
-            path = path.removesuffix("/")
-        own = {"root_path": scope.get("root_path", "") + root, "path": path}
-        if scope["method"] != "HEAD":
-            await self.app({**scope, **own}, receive, send)
-            return
+        """Pass on one request, with the two parts of its path told apart."""
+        if scope["type"] == "http":
+            event = scope.get("aws.event") or {}
+            before, path = _split_path(_own_path(scope), self.base_path, event)
+            if path != "/":
+                path = path.removesuffix("/")
+            root = scope.get("root_path", "") + before
+            scope = {**scope, "root_path": root, "path": root + path}
+        await self.app(scope, receive, send)
 
-        async def send_head(message: Message) -> None:
-            if message["type"] == "http.response.body":
-                message = {**message, "body": b""}
-            await send(message)
 
-        await self.app({**scope, **own, "method": "GET"}, receive, send_head)
+def _own_path(scope: Scope) -> str:
+    """The path without the ``root_path`` that it begins with, as ASGI has it."""
+    path: str = scope["path"]
+    return path.removeprefix(scope.get("root_path", ""))
 
 
 def _split_path(path: str, base_path: str, event: Mapping[str, Any]) -> tuple[str, str]:
-    """A request's path -> the part that the gateway added, maybe empty, and the part that is ours.
+    """A request's path -> what the gateway put before it, maybe nothing, and what is ours.
 
     Under a custom domain the path begins with `base_path`. At API Gateway's own address a named
-    stage comes first: an HTTP API leaves it in the path; a REST API leaves it out of the path and
-    has it in the request's context.
+    stage comes first: an HTTP API leaves it in the path; a REST API takes it out of the path and
+    has the whole in the request's context.
     """
     context = event.get("requestContext") or {}
-    stage = f"/{context.get('stage')}"
-    for prefix in (base_path, stage):
-        if prefix and (path == prefix or path.startswith(f"{prefix}/")):
-            return prefix, path.removeprefix(prefix) or "/"
-    full = str(context.get("path", ""))
-    if full.startswith(f"{stage}/") and full.removeprefix(stage) == path:
+    stage = f"/{context['stage']}" if context.get("stage") else ""
+    if stage and context.get("path") == stage + path:
         return stage, path
-    return base_path, path  # a proxy may leave it out as well
+    before = ""
+    for prefix in (base_path, stage):
+        if prefix and path.startswith(f"{prefix}/"):
+            before += prefix
+            path = path.removeprefix(prefix)
+    return before or base_path, path  # a proxy may have taken the base path out already
 
 
 class LogLines:
@@ -88,7 +85,7 @@ class LogLines:
         on_lambda = "aws.event" in scope
         opened = nullcontext(telemetry.current()) if on_lambda else _open_record(scope)
         with opened as record:
-            record |= {"method": scope["method"], "path": scope["path"][:LONGEST_PATH]}
+            record |= {"method": scope["method"], "path": _own_path(scope)[:LONGEST_PATH]}
 
             async def send_with_headers(message: Message) -> None:
                 if message["type"] == "http.response.start":
@@ -110,6 +107,26 @@ def _open_record(scope: Scope) -> AbstractContextManager[dict[str, Any]]:
     return telemetry.request("http", given if known else str(uuid.uuid4()))
 
 
+class Heads:
+    """Answers HEAD as GET is answered, less the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on one request, as GET if it is HEAD."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self.app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self.app({**scope, "method": "GET"}, receive, send_head)
+
+
 class Faults:
     """Answers a fault of ours with a 500 that tells the caller nothing, and logs it."""
 
@@ -118,6 +135,9 @@ class Faults:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on one request; whatever it raises is answered here."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
         try:
             await self.app(scope, receive, send)
         except ClientDisconnect:
