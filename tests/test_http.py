@@ -185,10 +185,10 @@ def _form(*parts: tuple[str, bytes]) -> bytes:
         (b"", {"content-type": "image/png"}, 400, "missing_field", "empty"),
         (b"--b\r\n\r\n", FORM, 400, "invalid_multipart", "too early"),
         (b"garbage", FORM, 400, "invalid_multipart", "well-formed"),
-        (b"", FORM, 400, "invalid_multipart", "well-formed"),
+        (b"", FORM, 400, "invalid_multipart", "too early"),
         (b"--b--\r\n", FORM, 400, "missing_field", "parts sent: none"),
-        (b"--b\r\nno empty line\r\n--b--\r\n", FORM, 400, "invalid_multipart", "empty line"),
-        (b"--b\r\n\r\n" + b"\r\n--bX" * 200, FORM, 400, "invalid_multipart", "content"),
+        (b"--b\r\nno empty line\r\n--b--\r\n", FORM, 400, "invalid_multipart", "well-formed"),
+        (b"--b\r\n\r\n" + b"\r\n--bX" * 200, FORM, 400, "invalid_multipart", "too early"),
         (b"x", {"content-type": "multipart/form-data"}, 400, "invalid_multipart", "boundary"),
         (
             _form(("file", b"x")),
