@@ -190,17 +190,17 @@ def ask(request: Callable[[], T]) -> T:
     assert call is not None, "AWS is asked by calls only, which can be stopped"
     for pause in PAUSES:
         try:
-            return _attempt(request, call)
+            return _attempt(request)
         except Failure as failure:
             if not failure.may_pass:
                 raise
         # Not the same for all, because what AWS throttles would otherwise come back all at once.
         if call.is_stopped(within=pause * random.uniform(0.5, 1)):  # noqa: S311
             raise _Stopped
-    return _attempt(request, call)
+    return _attempt(request)
 
 
-def _attempt(request: Callable[[], T], call: "_Call[Any]") -> T:
+def _attempt(request: Callable[[], T]) -> T:
     # What AWS answers is botocore's ClientError, and botocore's own errors are BotoCoreErrors. But
     # urllib3's and the socket's come through while a body is read, and an answer that lacks
     # something, or has a date that is none, makes KeyErrors and ValueErrors. So `request` holds
@@ -210,8 +210,6 @@ def _attempt(request: Callable[[], T], call: "_Call[Any]") -> T:
     except ClipError:
         raise
     except Exception as error:  # noqa: BLE001
-        if call.is_stopped():
-            raise _Stopped from None
         raise _failure(error) from None
 
 

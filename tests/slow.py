@@ -3,7 +3,8 @@
 Each of `WAYS` is what an object's key or a bucket begins with that is answered so (``hang/x``), or
 with a method before it that only this method finds so (``HEAD-hang/x``). All else is answered well:
 every object is the one file given, and everything may be written. ``refuse-403-AccessDenied/x`` is
-refused so, ``garbled/x`` has a length that is no number, ``corrupted/x`` a checksum not its own.
+refused so, ``late/x`` comes after 0.2 s, ``garbled/x`` has a length that is no number, and
+``corrupted/x`` a checksum that is not its own.
 """
 
 import json
@@ -29,6 +30,8 @@ class Slow:
         """Paths of all that could be written."""
         self.refused = 0
         """Requests."""
+        self.accepted = 0
+        """Connections."""
         self.connections = 0
         """Open ones."""
         self._lock = threading.Lock()
@@ -46,6 +49,7 @@ class Slow:
             while True:
                 connection, _ = self._listener.accept()
                 with self._lock:
+                    self.accepted += 1
                     self.connections += 1
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
@@ -88,6 +92,9 @@ class Slow:
         if refusal := re.search(rf"/({method}-)?refuse-(\d+)-([\w.]*)(/|$)", path):
             self.refused += 1
             connection.sendall(_refusal(method, *refusal.group(2, 3)))
+        elif "/late/" in path:
+            time.sleep(0.2)
+            connection.sendall(_head(self.file) + body)
         elif "/garbled/" in path:
             connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\n")
             connection.shutdown(socket.SHUT_RDWR)

@@ -5,7 +5,8 @@ definition and its payload templates, listing the bucket, Choice, Wait, Fail, er
 with its waiting, parallel children, DescribeMapRun and its counts. Emulation of ours, after AWS's
 documents, is:
 
-- ItemBatcher: what is listed and selected is cut into batches, with its BatchInput in each.
+- ItemBatcher: what is listed and selected is cut into batches, with its BatchInput in each. They
+  are a tenth as large as the definition says, so that a run of several takes seconds.
 - The context's Execution.StartTime is a text, as AWS's is, which moto's formatting wants too.
 - EXPRESS children run as STANDARD ones do: their five minutes are not kept.
 - A whole number as ToleratedFailurePercentage, which moto's grammar refuses, and that a Map fails
@@ -13,7 +14,7 @@ documents, is:
 - The letter that the fields of an ``aws-sdk`` task's parameters and answer begin with, as Step
   Functions has it; the call itself is moto's.
 - The files SUCCEEDED_0.json and FAILED_0.json of the ResultWriter, and their names in its manifest.
-- The limit of 256 KiB on a child's input and output.
+- The limit of 256 KiB on a child's input and output, a tenth of it for a tenth of a batch.
 - ``lambda:invoke``: the function runs where its description says, which is JSON with the ``url``
   of an emulator's; one invocation at a time, as one instance would. The function's own errors are
   its own, but the batch that begins with the key ``waking`` is refused for its first
@@ -56,7 +57,8 @@ from moto.stepfunctions.parser.asl.eval.states import ItemData, MapData
 from moto.stepfunctions.parser.asl.parse.asl_parser import AmazonStateLanguageParser
 
 WAKING_SECONDS = 3
-LARGEST = 256 * 1024
+TENTH = 10
+LARGEST = 256 * 1024 // TENTH
 """Bytes of an execution's input or output."""
 
 _batch_sizes: dict[str, int] = {}
@@ -100,7 +102,7 @@ def _parsing(parse: Any) -> Any:
         for name, state in machine["States"].items():
             if "ItemBatcher" in state:
                 batcher = state.pop("ItemBatcher")
-                _batch_sizes[name] = batcher["MaxItemsPerBatch"]
+                _batch_sizes[name] = batcher["MaxItemsPerBatch"] // TENTH
                 # moto evaluates both templates for each item; `_batches` puts them together.
                 state["ItemSelector"] = {
                     "Item": state["ItemSelector"],

@@ -173,17 +173,17 @@ def _allowed(stack: Stack) -> dict[str, set[str]]:
 
 # --- its runs -------------------------------------------------------------------------------------
 
-KEYS = [f"shop/ä b+{n:03}.jpg" for n in range(250)]
-LOST, OTHERS = KEYS[:100], KEYS[100:]
+KEYS = [f"shop/ä b+{n:03}.jpg" for n in range(25)]
+LOST, OTHERS = KEYS[:10], KEYS[10:]
 """The first batch, and the two that come after it."""
-BAD = {KEYS[110]: b"no image", KEYS[249]: pictures()[0][:-2000]}
+BAD = {KEYS[11]: b"no image", KEYS[24]: pictures()[0][:-2000]}
 
 
 @pytest.fixture(scope="module")
 def deployed(
     model_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[SimpleNamespace]:
-    """The stack, its function and a bucket of 250 objects and one; ``how`` the function is to be
+    """The stack, its function and a bucket of 25 objects and one; ``how`` the function is to be
     called.
     """
     with aws() as cloud:
@@ -293,7 +293,7 @@ def test_a_run_in_which_a_batch_is_lost_fails_and_says_where_the_results_are(
 
 def test_a_run_that_must_wait_for_its_function_succeeds(deployed: SimpleNamespace) -> None:
     s3, bucket = deployed.cloud.s3, deployed.outputs["VectorsBucketName"]
-    run = _run(deployed, {"prefix": "shop/"}, waking=KEYS[100])
+    run = _run(deployed, {"prefix": "shop/"}, waking=KEYS[10])
     assert run["status"] == "SUCCEEDED", run
     place = json.loads(run["output"])["ResultWriterDetails"]
     results = _results(s3, place["Bucket"], place["Key"])
