@@ -13,7 +13,7 @@ EXPORTER := $(VENV)/.export-$(TORCH)
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run model test test-other arm64 fuzz soak proof e2e image contents bench lint format check lock clean
+.PHONY: help run model test coverage mutants test-other arm64 fuzz soak proof e2e image contents bench lint format check lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1 - /p' Makefile
@@ -31,15 +31,28 @@ EXPORT_openai    := --or-synthetic
 EXPORT_synthetic := --synthetic
 EXPORT           := $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT),$(EXPORT_$(WEIGHTS)))
 
-test: $(VENV)/.dev  ## every test that needs no container engine
-	$(BIN)/python -m pytest $(ARGS)
+# Two processes share the tests, file by file. Torch gets one thread in each: two would spend their
+# time waiting for those of the other process.
+SHARED := OMP_NUM_THREADS=1
+SHARE  := -n 2 --dist loadfile --no-loadscope-reorder
+
+test: $(VENV)/.dev  ## every test that needs no container engine (ARGS="-n 0 tests/test_s3.py": those alone, in one process)
+	$(SHARED) $(BIN)/python -m pytest $(SHARE) $(ARGS)
+
+coverage: $(VENV)/.dev  ## the same, and how much of handler/ they reach: the lines that they do not, and a floor
+	$(SHARED) $(BIN)/python -m pytest $(SHARE) --cov --cov-report=term-missing $(ARGS)
+
+# Each mutant is a copy of the code with one change; what survives is in tests/mutants.md.
+mutants: $(VENV)/.dev $(MODEL_DIR)/model.json  ## change the code in a thousand small ways, and see which changes no test notices
+	TEST_MODEL=$(abspath $(MODEL_DIR)) $(BIN)/mutmut run --max-children 2 $(ARGS)
+	$(BIN)/mutmut results
 
 # Lambda's Python need not be the one that torch is installed on: a virtual environment of its own, without
 # torch, and a model made before. What needs torch is skipped there.
 OTHER      ?= python3.13
 OTHER_VENV := .cache/$(notdir $(OTHER))
 test-other: $(OTHER_VENV)/.dev $(VENV)/.dev $(MODEL_DIR)/model.json  ## the tests that need no torch, on OTHER=python3.13
-	CLIP_MODEL_DIR=$(abspath $(MODEL_DIR)) RIE=$${RIE:-$(abspath $(BIN)/aws-lambda-rie)} $(OTHER_VENV)/bin/python -m pytest $(ARGS)
+	TEST_MODEL=$(abspath $(MODEL_DIR)) RIE=$${RIE:-$(abspath $(BIN)/aws-lambda-rie)} $(OTHER_VENV)/bin/python -m pytest $(SHARE) $(ARGS)
 
 arm64: $(VENV)/.dev $(MODEL_DIR)/model.json  ## the function's vectors on an emulated arm64 beside those here (needs root and mmdebstrap)
 	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/python -m tests.arm64 $(ARGS)
@@ -124,4 +137,4 @@ $(BIN)/aws-lambda-rie: | $(BIN)/python
 	rm -r $(VENV)/sam
 
 clean:  ## remove what make made, except downloads
-	rm -rf $(VENV) $(OTHER_VENV) $(MODEL_DIR) .pytest_cache .mypy_cache .ruff_cache .coverage
+	rm -rf $(VENV) $(OTHER_VENV) $(MODEL_DIR) .pytest_cache .mypy_cache .ruff_cache .coverage* mutants

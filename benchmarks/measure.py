@@ -67,7 +67,7 @@ class Usage:
     """What a process used, from its own ``rusage``."""
 
     peak_mb: float
-    """Largest resident set, MiB, mapped files included, and what the processes have that it started.
+    """Largest resident set, MiB, mapped files included, and the memory of what it started.
 
     Of theirs, pages that several share are counted once.
     """

@@ -2,13 +2,14 @@
 
 boto3 limits how long one read of a socket may take, but not how long an answer may: from an S3 that
 sends a byte every second it would read for hours. So whoever needs an answer waits until the call's
-time is over and no longer. Then the call's socket is shut down, and its thread ends at once, whatever
-it was waiting for. (Only a look-up of a host's name cannot be cut short: the system's resolver gives
-up by itself, after some seconds.) No threads are shared, so calls that hang hold up no others.
+time is over and no longer. Then the call's socket is shut down, and its thread ends at once,
+whatever it was waiting for. (Only a look-up of a host's name cannot be cut short: the system's
+resolver gives up by itself, after some seconds.) No threads are shared, so calls that hang hold up
+no others.
 """
 
-import logging
 import math
+import random
 import socket
 import threading
 import time
@@ -20,6 +21,8 @@ from contextvars import ContextVar
 from functools import cache, partial
 from typing import Any, Generic, TypeVar
 
+from handler.errors import ClipError
+
 AHEAD = 8
 """Calls that are begun while the answer of an earlier one is waited for."""
 
@@ -29,17 +32,18 @@ PAUSES = 0.5, 1.0
 """Seconds between the attempts of one call, of which there is one more than pauses."""
 
 LONGEST = 10.0
-"""Seconds for one call, its attempts together. For an object of 32 MB, the most an image may have, that
-is 3.2 MB a second; Lambda reads about 70, and an attempt that hangs leaves time for a second one."""
+"""Seconds for one call, its attempts together. An object of 32 MB, which is the most that an image
+may have by default, needs 3.2 MB a second then; Lambda reads about 70. And an attempt that hangs
+leaves time for another."""
 IN_VAIN = 15.0
-"""Seconds that one request waits for calls which then do not end in time. After that each call has
-`LEAST` seconds: enough for an AWS that is well, of which the first byte takes 0.05. So 32 objects of an
-S3 that hangs, nine at a time, take 10 + 5 + 1 + 1 seconds, and API Gateway waits for 29."""
+"""Seconds that one request waits for calls which then do not end in time."""
 LEAST = 1.0
+"""Seconds for each further call after that: an AWS that is well begins to answer within 0.1. So 32
+objects of an S3 that hangs, nine at a time, are waited for 10 + 5 + 1 + 1 seconds, in the 29 that
+API Gateway waits."""
 
 T = TypeVar("T")
 
-log = logging.getLogger("clip")
 _making_clients = threading.Lock()  # boto3 makes its clients in one thread only; they serve many
 _call: "ContextVar[_Call[Any] | None]" = ContextVar("call", default=None)
 
@@ -61,7 +65,9 @@ class Calls:
             call.stop()
 
     def begin(self, work: Callable[[], T], late: Callable[[], T]) -> Callable[[], T]:
-        """Begin `work`: a function that waits for what it returns, or gives `late` for it in time."""
+        """Begin `work`: a function that waits for its result, or gives `late`'s if time is over."""
+        if time.monotonic() >= self._until:
+            return late
         seconds = max(LEAST, min(LONGEST, IN_VAIN - self._in_vain))
         deadline = min(self._until, time.monotonic() + seconds)
         call = _Call(work, deadline)
@@ -129,9 +135,9 @@ class _Call(Generic[T]):
             # A copy of the file descriptor, because TLS takes the original away.
             self._socket = socket.fromfd(connection.fileno(), connection.family, connection.type)
 
-    def pause(self, seconds: float) -> bool:
-        """Wait: whether there is time left after it."""
-        return not self._stopped.wait(seconds)
+    def is_stopped(self, within: float = 0) -> bool:
+        """Whether `stop` has been called, or is within so many seconds."""
+        return self._stopped.wait(within)
 
     def _run(self, work: Callable[[], T]) -> None:
         _call.set(self)
@@ -169,47 +175,44 @@ class Failure(Exception):
         """Whether the same request may succeed later."""
 
 
+class _Stopped(Exception):
+    """The call's time is over, and nobody waits for it any more."""
+
+
 def ask(request: Callable[[], T]) -> T:
     """What AWS answers to `request`, which is made up to three times while that may help.
 
     Raises:
         Failure: AWS's last word.
+        ClipError: one that `request` raises.
     """
-    for pause in PAUSES:
-        try:
-            return _attempt(request)
-        except Failure as failure:
-            if not failure.may_pass or not _pause(pause):
-                raise
-    return _attempt(request)
-
-
-def _pause(seconds: float) -> bool:
     call = _call.get()
     assert call is not None, "AWS is asked by calls only, which can be stopped"
-    return call.pause(seconds)
+    for pause in PAUSES:
+        try:
+            return _attempt(request, call)
+        except Failure as failure:
+            if not failure.may_pass:
+                raise
+        # Not the same for all, because what AWS throttles would otherwise come back all at once.
+        if call.is_stopped(within=pause * random.uniform(0.5, 1)):  # noqa: S311
+            raise _Stopped
+    return _attempt(request, call)
 
 
-def _attempt(request: Callable[[], T]) -> T:
+def _attempt(request: Callable[[], T], call: "_Call[Any]") -> T:
+    # What AWS answers is botocore's ClientError, and botocore's own errors are BotoCoreErrors. But
+    # urllib3's and the socket's come through while a body is read, and an answer that lacks
+    # something, or has a date that is none, makes KeyErrors and ValueErrors. So `request` holds
+    # little besides the call, and all that it raises is AWS's failure.
     try:
         return request()
-    except _errors() as error:
+    except ClipError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        if call.is_stopped():
+            raise _Stopped from None
         raise _failure(error) from None
-
-
-@cache
-def _errors() -> tuple[type[Exception], ...]:
-    """All that a call of boto3's may raise.
-
-    They have three bases: what AWS answers is a ClientError, and botocore's own are BotoCoreErrors,
-    but for ResponseParserError, an answer that is not in AWS's form. While a body is read, those of
-    urllib3 and of the socket come through as they are.
-    """
-    from botocore.exceptions import BotoCoreError, ClientError
-    from botocore.parsers import ResponseParserError
-    from urllib3.exceptions import HTTPError
-
-    return BotoCoreError, ClientError, ResponseParserError, HTTPError, OSError
 
 
 def _failure(error: Exception) -> Failure:
@@ -260,7 +263,11 @@ def _watched(pool: Any) -> Any:
     class Connection(pool.ConnectionCls):  # type: ignore[misc]
         def _new_conn(self) -> socket.socket:  # before TLS, and before a proxy, is spoken to
             connection: socket.socket = super()._new_conn()
-            _watch(connection)
+            try:
+                _watch(connection)
+            except OSError:
+                connection.close()
+                raise
             return connection
 
         def request(self, *args: Any, **options: Any) -> None:

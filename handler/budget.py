@@ -1,23 +1,26 @@
 """What one request may still spend: CPU time on decoding, and Lambda's time.
 
 Lambda ends a function that takes too long, and then nothing at all is answered. So each phase of a
-request has a time from which on it begins nothing more, early enough for the phases after it. What is
-not done by then is answered with an error that says to try again; what is done is kept. A phase that
-is over sooner leaves the next one more. `BATCH` and `REQUEST` say how many seconds before Lambda's
-end each phase is over, and the gaps between them are what the next phase needs at worst, on a
-function with one CPU:
+request has a time from which on it begins nothing more, early enough for the phases after it. What
+is not done by then is answered with an error that says to try again; what is done is kept. A phase
+that is over sooner leaves the next ones more.
 
-========== ====== ======== ==========================================================================
-phase      BATCH  REQUEST  the time until the next phase is over
-========== ====== ======== ==========================================================================
-read       14     4        one image is still being decoded (2 s of CPU), and eight encoded (0.5 s)
-encode     11.5   1.5      the last eight are encoded; then a batch engine's vectors are written:
-                           100 to S3 take 1.5 s, and one call that hangs leaves the others 5 s
-write      5               S3 is asked for each object once more: 100 take 1 s
-look       2               the answer
-========== ====== ======== ==========================================================================
+The phases end so many seconds before Lambda would end the function. The seconds are for a function
+with one CPU, and each line says what happens between the end of its phase and the next phase's:
 
-A function with a short time-out keeps two thirds of its time for reading.
+====== ========== ============= ==================================================================
+phase  `BATCH`    `REQUEST`     and then
+====== ========== ============= ==================================================================
+read   15         5             what has come from S3, eight files at most, is decoded: 0.2 s
+decode 14         4             an image is still being decoded, for 2 s of CPU at most
+encode 11.5       1.5           eight images are in the engine: 0.5 s; then vectors are written,
+                                a hundred in 1.5 s, or the answer of a request is
+write  5                        S3 is asked for every object once more, a hundred in 1 s
+look   2                        the answer is written
+====== ========== ============= ==================================================================
+
+A function whose time is short keeps at least two thirds of it for reading: all of these seconds
+shrink alike.
 """
 
 import math
@@ -33,7 +36,9 @@ class Phases(NamedTuple):
     """A time for each phase of a request, from which on it begins nothing more."""
 
     read: float = math.inf
-    """Files are read from S3 and decoded."""
+    """Files are read from S3."""
+    decode: float = math.inf
+    """Files are decoded."""
     encode: float = math.inf
     """What is decoded goes through the engine."""
     write: float = math.inf
@@ -42,12 +47,12 @@ class Phases(NamedTuple):
     """Objects in S3 are looked at once more, to see whether they changed meanwhile."""
 
 
-BATCH = Phases(read=14, encode=11.5, write=5, look=2)
-"""Of a batch engine's event: seconds before Lambda's end."""
-REQUEST = Phases(read=4, encode=1.5, write=0, look=0)
-"""Of any other request, which has nothing to write: seconds before Lambda's end."""
+BATCH = Phases(read=15, decode=14, encode=11.5, write=5, look=2)
+"""Seconds before Lambda's end, in an event of AWS's batch engines."""
+REQUEST = Phases(read=5, decode=4, encode=1.5, write=0, look=0)
+"""Seconds before Lambda's end, in any other request: it has nothing to write."""
 MOST = 1 / 3
-"""The share of a function's remaining time that all phases after reading may take."""
+"""The share of a function's time that is kept for what comes after reading."""
 
 
 class Budget:
@@ -75,14 +80,14 @@ class Budget:
             self._cpu_seconds -= seconds
 
     def check(self) -> None:
-        """Read or decode no further image when there is nothing left.
+        """Decode no further image when there is nothing left.
 
         Raises:
             OutOfTime: the CPU seconds are spent, or Lambda would end the request soon.
         """
         if self._cpu_seconds <= 0:
             raise OutOfTime("the images before took all of the request's time: send this one again")
-        _check(self.until.read)
+        _check(self.until.decode)
 
     def check_clock(self) -> None:
         """Encode nothing more when Lambda would end the request soon.

@@ -176,7 +176,7 @@ class Overloaded(ServiceError, code="overloaded", status=503):
 
 
 class OutOfTime(ServiceError, code="out_of_time", status=503):
-    """This image's turn came when ``CLIP_REQUEST_SECONDS`` or Lambda's time was spent."""
+    """``CLIP_REQUEST_SECONDS`` or Lambda's time was spent when this image's turn came."""
 
 
 class SourceUnavailable(ServiceError, code="source_unavailable", status=503):

@@ -1,6 +1,4 @@
-"""The batch function's entry point: as ``main``, without HTTP, so that no web framework is
-imported.
-"""
+"""The batch function's entry point: ``main`` without HTTP, so that it imports no web framework."""
 
 from typing import Any
 

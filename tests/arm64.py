@@ -1,5 +1,4 @@
-"""``python -m tests.arm64``: the function's vectors on arm64 are those on x86, proven under
-emulation.
+"""``python -m tests.arm64``: the function's vectors on arm64 are those on x86, under emulation.
 
 The unmodified handler runs on Debian trixie's Python 3.13 for arm64 with the locked arm64 wheels,
 on an emulated Neoverse N1, which is Graviton2's core. Nothing is said about speed. Everything is
@@ -28,9 +27,7 @@ CPU = "neoverse-n1"
 MIN_COSINE = 0.99999
 """What the export demands of an engine beside clip (`export.parity`, which imports torch)."""
 IMAGES = ("JPEG", "CMYK JPEG", "RGBA with real transparency", "16-bit grey", "WebP", "AVIF")
-"""Of `export.images.parity_images`: each way of decoding once, none of them large. Emulation is
-slow.
-"""
+"""Of `export.images.parity_images`: each way of decoding once, none large: emulation is slow."""
 SUITE, PYTHON = "trixie", "3.13"
 CACHE = ROOT / ".cache/arm64"
 
@@ -41,8 +38,7 @@ vectors = {name: handler(event, None)["embedding"] for name, event in json.load(
 answer = {"machine": platform.machine(), "python": platform.python_version(), "vectors": vectors}
 pathlib.Path(sys.argv[1]).write_text(json.dumps(answer))
 """
-"""What both machines run: events on stdin, their vectors into a file, because the log is on stdout.
-"""
+"""What both machines run: events on stdin, vectors into a file, because the log is on stdout."""
 
 Vectors = dict[str, list[float]]
 
@@ -155,21 +151,16 @@ def _answer(command: list[str | Path], machine: str, model: Path, **variables: s
 def _both(model: Path) -> tuple[Vectors, Vectors]:
     """The vectors on x86, by this Python, and on arm64."""
     if platform.machine() != "x86_64" or platform.system() != "Linux":
-        raise Missing(
-            f"it compares with Linux on x86_64, this is {platform.system()} {platform.machine()}"
-        )
+        here = f"{platform.system()} {platform.machine()}"
+        raise Missing(f"it compares with Linux on x86_64, and this is {here}")
     if os.geteuid():
         raise Missing("unpacking another architecture's Debian needs root")
     root, emulator = _once("root", _root), _once("emulator", _emulator)
     locked = (ROOT / "requirements.txt").stat().st_mtime
     wheels = _once("wheels", _wheels, newer_than=locked)
     x86 = _answer([sys.executable], "x86_64", model)
-    python: list[str | Path] = [
-        emulator / "usr/bin/qemu-aarch64",
-        "-L",
-        root,
-        root / f"usr/bin/python{PYTHON}",
-    ]
+    python: list[str | Path] = [emulator / "usr/bin/qemu-aarch64", "-L", root]
+    python.append(root / f"usr/bin/python{PYTHON}")
     threads = str(os.cpu_count() or 1)  # the emulator runs them side by side
     variables = {"QEMU_CPU": CPU, "OPENBLAS_NUM_THREADS": "1", "CLIP_THREADS": threads}
     return x86, _answer(python, "aarch64", model, PYTHONPATH=f"{ROOT}:{wheels}", **variables)

@@ -177,20 +177,30 @@ def aws(delay: float = 0.0, host: str = "127.0.0.1") -> Iterator[SimpleNamespace
         "AWS_REGION": "us-east-1",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+    try:
+        wait_for(port, process)
+        with environment(env):
+            settings = Settings(retries={"total_max_attempts": 1})
+            names = ("s3", "sqs", "s3vectors")
+            clients = {name: boto3.client(name, config=settings) for name in names}
+            yield SimpleNamespace(env=env, **clients)
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def environment(env: dict[str, str]) -> Iterator[None]:
+    """Set these variables, and have the service's clients made anew, which read them."""
     before = {name: os.environ.get(name) for name in env}
     os.environ.update(env)
     calls._make_client.cache_clear()
     try:
-        wait_for(port, process)
-        settings = Settings(retries={"total_max_attempts": 1})
-        clients = {name: boto3.client(name, config=settings) for name in ("s3", "sqs", "s3vectors")}
-        yield SimpleNamespace(env=env, **clients)
+        yield
     finally:
-        process.kill()
-        process.wait()
         calls._make_client.cache_clear()
         for name, value in before.items():
-            os.environ.pop(name)
+            os.environ.pop(name, None)
             if value is not None:
                 os.environ[name] = value
 

@@ -1,14 +1,15 @@
-"""What the tests share: one full-size synthetic model, exported by the real export, and a real
-server.
+"""What the tests share: a full-size synthetic model, exported by the real export, and servers.
 
-Where torch is not installed (``make test-other``) the model is the one that ``CLIP_MODEL_DIR``
-names, and what needs torch itself is skipped and says so.
+``TEST_MODEL`` names a model folder to test with instead of exporting one: ``make test-other``
+sets it because there is no torch to export with, ``make mutants`` to save the time. What needs
+torch itself is skipped where it is not installed, and says so.
 """
 
 import base64
+import contextlib
 import copy
 import dataclasses
-import importlib.util
+import fcntl
 import os
 import shutil
 import signal
@@ -45,10 +46,48 @@ ROOT = Path(__file__).parent.parent
 EMULATOR = os.environ.get("RIE") or shutil.which("aws-lambda-rie", path=Path(sys.executable).parent)
 
 
+LONGEST = (
+    *("test_proof", "test_int8", "test_parity", "test_state_machine", "test_soak"),
+    *("test_batch", "test_server", "test_export", "test_requests", "test_output", "test_faults"),
+)
+"""The files that take longest, which are begun first.
+
+Where two processes share the files, as in ``make test``, neither then waits for the other's last.
+"""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring the files of `LONGEST` to the front; all others keep their order."""
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.stem
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+
+    items.sort(key=rank)
+
+
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of this test run: the same one in each process that pytest-xdist runs tests in."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@contextmanager
+def missing(path: Path) -> Iterator[bool]:
+    """Whether `path` must still be made. Another process that asks meanwhile waits until it is."""
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield not path.exists()
+
+
+@pytest.fixture(scope="session")
+def cache(shared: Path) -> Path:
     """Stands for ~/.cache/clip."""
-    return tmp_path_factory.mktemp("cache")
+    folder = shared / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -57,7 +96,11 @@ def synthetic(cache: Path) -> Path:
     pytest.importorskip("torch")
     from export import checkpoint
 
-    return checkpoint.make_synthetic(cache / "ViT-B-32-synthetic.pt")
+    path = cache / "ViT-B-32-synthetic.pt"
+    with missing(path) as wanted:
+        if wanted:
+            checkpoint.make_synthetic(path)
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -69,22 +112,21 @@ def reference(synthetic: Path) -> "Reference":
 
 
 @pytest.fixture(scope="session")
-def model_dir(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, cache: Path
-) -> Path:
-    """A model folder, exported through the parity gate; without torch, one made before."""
-    if not importlib.util.find_spec("torch") and (made := os.environ.get("CLIP_MODEL_DIR")):
+def model_dir(request: pytest.FixtureRequest, shared: Path) -> Path:
+    """A model folder, made through the command line and its parity gate."""
+    if made := os.environ.get("TEST_MODEL"):
         return Path(made).absolute()
-    synthetic = request.getfixturevalue("synthetic")
+    synthetic, cache = map(request.getfixturevalue, ("synthetic", "cache"))
     from export import checkpoint
     from export.__main__ import main as export
 
-    out = tmp_path_factory.mktemp("export") / "model"
-    with pytest.MonkeyPatch.context() as patch:
+    out = shared / "model"
+    with missing(out) as wanted, pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "CACHE", cache)
         # The same seed gives the same weights: no need to make it twice.
         patch.setattr(checkpoint, "make_synthetic", lambda path: synthetic)
-        assert export(["--synthetic", "--out", str(out)]) == 0
+        if wanted:
+            assert export(["--synthetic", "--out", str(out)]) == 0
     return out
 
 
@@ -201,7 +243,7 @@ def lambda_client(
 def emulator(
     model_dir: Path, log: Path, handler: str = "handler.main.handler", **env: str
 ) -> Iterator[tuple[httpx.Client, int]]:
-    """The real runtime client under the real emulator: a client of it, the emulator's pid."""
+    """Lambda's runtime client under its emulator: gives an HTTP client and the emulator's pid."""
     require("emulator", EMULATOR, "no aws-lambda-rie beside python and none named by RIE")
     port, api = free_port(), free_port()
     command = [
@@ -232,8 +274,24 @@ def emulator(
         ) as client:
             wait_for(port, process)
             yield client, process.pid
+            if "COVERAGE_PROCESS_CONFIG" in os.environ:
+                _save_coverage(client, process.pid)
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=10)
+
+
+def _save_coverage(client: httpx.Client, emulator_pid: int) -> None:
+    """End the runtime so that it writes down what was covered, which it does when it is signalled.
+
+    It waits for events in C, so that Python sees the signal only after one more event.
+    """
+    from tests.answers import INVOKE  # which imports this file
+    from tests.measure import children
+
+    for runtime in children(emulator_pid):
+        os.kill(runtime, signal.SIGTERM)
+    with contextlib.suppress(httpx.HTTPError):
+        client.post(INVOKE, json={"action": "health"}, timeout=10)
 
 
 def free_port() -> int:

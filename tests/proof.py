@@ -407,7 +407,7 @@ def _receive(client: Any, queue: str, most: int) -> list[Any]:
 def distributed_map(
     function: Function, items: Sequence[Item], rng: random.Random, cloud: Any
 ) -> list[str]:
-    """Batches as the template's state machine makes and retries them; in the end the run's results."""
+    """Batches as the template's state machine makes and retries them, and the run's results."""
     resources = cfn_yaml.load(str(ROOT / "template.yaml"))["Resources"]
     (machine,) = (r for r in resources.values() if r["Type"].endswith("StateMachine"))
     text = str(machine["Properties"]["DefinitionString"]["Fn::Sub"])
@@ -501,13 +501,15 @@ class Proof:
 
     def __str__(self) -> str:
         bad = sum(item.image is None for item in self.items)
+        objects = f"{len(self.items):,} object versions, {bad:,} of them bad"
+        memory = f"memory {self.memory:.0f} MB at most"
         return "\n".join(
             [
                 *self.wrong[:20],
-                f"{len(self.items):,} object versions, {bad:,} of them bad; {self.kills} processes killed",
+                f"{objects}; {self.kills} processes killed",
                 f"{len(self.vectors):,} vectors in place, {len(self.named):,} failures named",
                 f"{len(self.wrong)} wrong",
-                f"memory {self.memory:.0f} MB at most; last tenth over second: {self.memory_growth:.3f}",
+                f"{memory}; last tenth over second: {self.memory_growth:.3f}",
             ]
         )
 

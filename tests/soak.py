@@ -1,5 +1,4 @@
-"""``python -m tests.soak``: thousands of good and bad requests, one after another, as Lambda gives
-them.
+"""``python -m tests.soak``: thousands of good and bad requests, one by one, as Lambda gives them.
 
 The real runtime client under the real emulator answers events of every kind. After each, the
 memory of the runtime's process is read from /proc. What must hold: every good request gets its
@@ -68,12 +67,9 @@ def good(rng: random.Random, images: list[bytes]) -> tuple[Event, list[int]]:
 
 
 BOMBS = (
-    *("PNG, iTXt bomb", "JPEG claiming 65,500 x 65,500", "GIF claiming 65,535 x 65,535"),
-    *(
-        "TIFF, tiles of 20,000 x 20,000",
-        "WebP claiming 16,383 x 16,383",
-        "AVIF claiming 16,384 x 16,384",
-    ),
+    *("PNG, iTXt bomb", "TIFF, tiles of 20,000 x 20,000"),
+    *("JPEG claiming 65,500 x 65,500", "GIF claiming 65,535 x 65,535"),
+    *("WebP claiming 16,383 x 16,383", "AVIF claiming 16,384 x 16,384"),
 )
 
 
@@ -125,18 +121,14 @@ class Soak:
 
     def __str__(self) -> str:
         times = sorted(seconds * 1000 for seconds in self.latency)
-        total, wrong = len(self.memory), len(self.wrong)
         median, slow = times[len(times) // 2], times[-len(times) // 100]
-        return "\n".join(
-            [
-                *self.wrong[:10],
-                f"{total:,} requests, {self.refused:,} of them bad; {wrong} wrong answers",
-                f"memory {max(self.memory):.0f} MB at most; "
-                f"last tenth over second: {self.memory_growth:.3f}",
-                f"one image {median:.0f} ms (99 %: {slow:.0f}); "
-                f"last over second: {self.latency_growth:.2f}",
-            ]
-        )
+        lines = [
+            f"{len(self.memory):,} requests, {self.refused:,} of them bad; {len(self.wrong)} wrong",
+            f"memory {max(self.memory):.0f} MB; last tenth over second: {self.memory_growth:.3f}",
+            f"one image {median:.0f} ms (99 %: {slow:.0f}); "
+            f"last tenth over second: {self.latency_growth:.2f}",
+        ]
+        return "\n".join([*self.wrong[:10], *lines])
 
 
 def run(client: httpx.Client, emulator_pid: int, requests: int, seed: int) -> Soak:

@@ -1,8 +1,7 @@
-"""The template through SAM's own transform into moto's CloudFormation: the stack as a deployment
-makes it.
-"""
+"""The stack as a deployment makes it: the template, SAM's own transform, moto's CloudFormation."""
 
 import json
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,7 +15,7 @@ IMAGE = "123456789012.dkr.ecr.us-east-1.amazonaws.com/clip:tag"
 """What `sam package` would fill in."""
 
 NOT_MADE = {
-    "AWS::ApiGateway::Deployment": "moto makes it, but misses methods that come as OpenAPI 3.0.1",
+    "AWS::ApiGateway::Deployment": "moto makes it, but misses the methods that are OpenAPI 3.0.1",
     "AWS::ApiGateway::ApiKey": "moto does not know it",
     "AWS::ApiGateway::Stage": "moto does not know it",
     "AWS::ApiGateway::UsagePlan": "moto does not know it",
@@ -49,8 +48,7 @@ def transformed(**parameters: str) -> dict[str, Any]:
 def create(name: str, **parameters: str) -> SimpleNamespace:
     """Make the stack in the moto that boto3 is led to.
 
-    Gives its ``template``, its ``outputs`` and its ``resources``, the physical id of each by its
-    name.
+    Gives its ``template``, ``outputs`` and ``resources``, which are physical ids by name.
     """
     template = what_moto_makes(transformed(**parameters))
     client = boto3.client("cloudformation")
@@ -77,10 +75,31 @@ def create(name: str, **parameters: str) -> SimpleNamespace:
     )
 
 
-def what_moto_makes(template: dict[str, Any]) -> dict[str, Any]:
-    """Plain CloudFormation without the types of `NOT_MADE`, and without the outputs that tell of
-    one.
+def holds(condition: Any, conditions: Mapping[str, Any], resolve: Callable[[Any], Any]) -> bool:
+    """Whether `condition` holds: one of the template's `conditions`, or one written out.
+
+    `resolve` gives the value of what a condition compares, such as ``{"Ref": "Weights"}``.
     """
+
+    def inner(part: Any) -> bool:
+        return holds(part, conditions, resolve)
+
+    match condition:
+        case {"Condition": name}:
+            return inner(conditions[name])
+        case {"Fn::Not": [part]}:
+            return not inner(part)
+        case {"Fn::And": parts}:
+            return all(map(inner, parts))
+        case {"Fn::Or": parts}:
+            return any(map(inner, parts))
+        case {"Fn::Equals": [left, right]}:
+            return str(resolve(left)) == str(resolve(right))
+    raise AssertionError(f"a condition of a kind that is not known here: {condition}")
+
+
+def what_moto_makes(template: dict[str, Any]) -> dict[str, Any]:
+    """Plain CloudFormation without the types of `NOT_MADE` and the outputs that tell of one."""
     resources = template["Resources"]
     left_out = {name for name, resource in resources.items() if resource["Type"] in NOT_MADE}
     aliases = {

@@ -45,10 +45,10 @@ from moto.stepfunctions.parser.asl.component.state.exec.state_map.iteration.item
 from moto.stepfunctions.parser.asl.component.state.exec.state_map.iteration.itemprocessor import (
     map_run_record,
 )
-from moto.stepfunctions.parser.asl.component.state.exec.state_map.result_writer.resource_eval import (
+from moto.stepfunctions.parser.asl.component.state.exec.state_map.result_writer.resource_eval import (  # noqa: E501  # moto's own name
     resource_eval_s3 as writer,
 )
-from moto.stepfunctions.parser.asl.component.state.exec.state_task.service.state_task_service_aws_sdk import (
+from moto.stepfunctions.parser.asl.component.state.exec.state_task.service.state_task_service_aws_sdk import (  # noqa: E501
     StateTaskServiceAwsSdk,
 )
 from moto.stepfunctions.parser.asl.eval.program_state import ProgramError

@@ -32,10 +32,17 @@ from handler.events import direct
 from tests.answers import assert_same
 from tests.aws import take_vectors
 from tests.conftest import with_settings
+from tests.fuzz.judge import unaccounted
 from tests.fuzz.mutate import mutate_event
 from tests.test_requests import relaxed, values
 
 GOOD = ("a.jpg", "2024/b+c d.jpg")
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before what may pass is tried again."""
+    monkeypatch.setattr(calls, "PAUSES", (0.01, 0.01))
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +295,7 @@ def test_an_object_that_changes_meanwhile_is_handed_back(
 def test_two_deliveries_that_end_in_the_wrong_order(
     worker: Encoder, cloud: SimpleNamespace, vector: Embedding, photo: bytes
 ) -> None:
-    """The one that read the old image writes last: its message comes again, and then all is well."""
+    """The one that read the old image writes last; its message comes again, and all is well."""
     old = images.encoded(images.photograph("rocket"), "PNG")
     cloud.s3.put_object(Bucket="photos", Key="twice", Body=old)
     event = sqs(s3_notification("twice"))
@@ -463,5 +470,9 @@ def test_any_json_is_answered_or_refused_wherever_it_stands(worker: Encoder, val
 
 
 def check_any(event: Any, worker: Encoder) -> None:
+    """Answered in JSON or refused; and where no bucket may be read, nothing is left untold."""
     with contextlib.suppress(ClipError):
         json.dumps(direct.invoke(event, None, worker))
+    with contextlib.suppress(ClipError):
+        answer = direct.invoke(copy.deepcopy(event), None, with_settings(worker, s3_buckets=()))
+        assert not unaccounted(event, answer)

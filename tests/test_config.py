@@ -135,7 +135,8 @@ def test_what_kubernetes_says_of_a_service_called_clip_is_no_setting() -> None:
 
 
 @pytest.mark.parametrize(
-    ("memory", "cpus"), [("0", 1), ("512", 1), ("1769", 1), ("2048", 1), ("3008", 2), ("3538", 2)]
+    ("memory", "cpus"),
+    [("0", 1), ("512", 1), ("1769", 1), ("2048", 1), ("2654", 2), ("3008", 2), ("3538", 2)],
 )
 def test_lambda_grants_cpus_by_memory(memory: str, cpus: int) -> None:
     assert available_cpus({"AWS_LAMBDA_FUNCTION_MEMORY_SIZE": memory}) == cpus
@@ -182,3 +183,66 @@ def _cgroup(folder: Path, files: dict[str, str]) -> Path:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
     return folder
+
+
+# --- what `make mutants` found untested -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        (
+            {"CLIP_PRECISION": "fp8"},
+            "CLIP_PRECISION must be one of fp32, int8, not 'fp8'",
+        ),
+        (
+            {"CLIP_PREPROCESS": "raw"},
+            "CLIP_PREPROCESS must be one of openai, corrected, not 'raw'",
+        ),
+        (
+            {"CLIP_PRECISION": "int8", "CLIP_ENGINE": "torch"},
+            "CLIP_PRECISION=int8 needs the onnx engine: set CLIP_ENGINE to onnx or auto",
+        ),
+        (
+            {"CLIP_CORS_ORIGINS": "shop.example"},
+            "CLIP_CORS_ORIGINS must hold * or origins like https://shop.example, "
+            "not 'shop.example'",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_in_these_words(env: dict[str, str], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Config.from_env(env)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("engine", ["onnx", "auto"])
+def test_int8_goes_with_the_engine_that_has_it(engine: str) -> None:
+    assert Config.from_env({"CLIP_PRECISION": "int8", "CLIP_ENGINE": engine}).engine == engine
+
+
+def test_zero_is_a_value_where_it_means_no_limit() -> None:
+    config = Config.from_env({"CLIP_JPEG_DRAFT": "0", "CLIP_THREADS": "0"})
+    assert (config.jpeg_draft, config.threads) == (0, 0)
+
+
+def test_a_variable_like_no_setting_is_refused_too() -> None:
+    with pytest.raises(ConfigError, match="CLIP_ZZZ is not a setting of this service"):
+        Config.from_env({"CLIP_ZZZ": "1"})
+
+
+def test_a_process_held_to_one_cpu_uses_one(tmp_path: Path) -> None:
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})  # of this thread
+    try:
+        assert available_cpus({}, cgroup=tmp_path) == 1
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def test_where_the_system_cannot_say_it_is_what_the_machine_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
+    assert available_cpus({}, cgroup=tmp_path) == os.cpu_count()
+    assert available_cpus({}, _cgroup(tmp_path, SHARE)) == 1

@@ -32,4 +32,5 @@ def test_codes_are_unique_and_statuses_fit() -> None:
 def test_an_error_shows_its_code_and_detail() -> None:
     error = errors.TruncatedImage("the JPEG image ends early")
     assert str(error) == "truncated_image: the JPEG image ends early"
+    assert error.args == ("the JPEG image ends early",)  # what a copy of it is made from
     assert error.body() == {"code": "truncated_image", "detail": "the JPEG image ends early"}

@@ -33,6 +33,12 @@ BROKEN = (
 INDEX = {"vectorBucketName": "vectors", "indexName": "clip"}
 
 
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before what may pass is tried again."""
+    monkeypatch.setattr(calls, "PAUSES", (0.01, 0.01))
+
+
 @pytest.fixture(scope="module")
 def worker(encoder: Encoder, cloud: SimpleNamespace, photo: bytes) -> Encoder:
     other = images.encoded(images.photograph("rocket"), "PNG")

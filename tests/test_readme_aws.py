@@ -89,6 +89,9 @@ def test_the_sum_of_the_costs_is_their_sum() -> None:
     assert f"| **{sum(lines):.2f}** |" in text
 
 
+ALARM = "aws cloudwatch put-metric-alarm --alarm-name a"
+
+
 @pytest.mark.parametrize(
     ("command", "complaint"),
     [
@@ -96,20 +99,13 @@ def test_the_sum_of_the_costs_is_their_sum() -> None:
         ("aws sqs send-massage", "no send-massage"),
         ("aws sqs send-message --queue-urn u --message-body b", "no --queue-urn"),
         ("aws sqs send-message --queue-url u", "MessageBody"),
-        (
-            "aws sqs send-message --queue-url u --message-body b --delay-seconds soon",
-            "wants a number",
-        ),
+        ("aws sqs send-message --queue-url u --delay-seconds soon", "wants a number"),
         ("aws s3api head-object --bucket b --key k extra", "takes one value"),
         ("aws s3api head-object stray --bucket b --key k", "belong to no option"),
         ("aws s3 mv a s3://b", "no such sub-command"),
         ("aws s3 cp a s3://b --recursively", "has no"),
-        (
-            "aws cloudwatch put-metric-alarm --alarm-name a --evaluation-periods 1 "
-            "--comparison-operator M",
-            "none of",
-        ),
-        ("aws cloudwatch put-metric-alarm --alarm-name a --dimensions Name:a", "neither JSON nor"),
+        (f"{ALARM} --evaluation-periods 1 --comparison-operator M", "none of"),
+        (f"{ALARM} --dimensions Name:a", "neither JSON nor"),
         ("aws s3control create-job --manifest {", "is not JSON"),
     ],
 )

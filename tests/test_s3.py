@@ -31,6 +31,12 @@ from tests.aws import aws
 from tests.conftest import ROOT, serve, with_settings
 
 
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before what may pass is tried again."""
+    monkeypatch.setattr(calls, "PAUSES", (0.01, 0.01))
+
+
 @pytest.fixture(scope="module")
 def here(encoder: Encoder, cloud: SimpleNamespace) -> Encoder:
     """The encoder, beside S3 and allowed to read ``photos``."""
@@ -227,7 +233,6 @@ def test_a_time_out_is_ours_and_passes(
 ) -> None:
     put(cloud, "slow/y", photo)
     monkeypatch.setattr(calls, "READ_TIMEOUT", 0.2)
-    monkeypatch.setattr(calls, "PAUSES", (0.01,))
     calls._make_client.cache_clear()
     with pytest.raises(SourceUnavailable) as caught:
         here.encode(Source("photos", "slow/y"))
@@ -296,12 +301,17 @@ SCRIPT = """
 import sys
 from handler import worker
 
-for image, names in (("aGk=", "NotAnImage"), ("s3://others/x", "SourceNotAllowed"), ("s3://photos/x", "")):
+images = {
+    "aGk=": "NotAnImage",
+    "s3://others/x": "SourceNotAllowed",
+    "s3://photos/x": "SourceNotFound",
+}
+for image, expected in images.items():
     assert "boto3" not in sys.modules
     try:
         worker.handler({"image": image}, None)
     except Exception as error:
-        assert type(error).__name__ == names, error
+        assert type(error).__name__ == expected, error
 assert "boto3" in sys.modules
 """
 
@@ -311,9 +321,8 @@ def test_boto3_is_imported_to_read_an_object_and_for_nothing_else(
 ) -> None:
     """So nothing at all is asked of AWS about a bucket that may not be read."""
     env = os.environ | {"CLIP_MODEL_DIR": str(here.config.model_dir), "CLIP_S3_BUCKETS": "photos"}
-    script = SCRIPT.replace('""', '"SourceNotFound"')
     done = subprocess.run(
-        [sys.executable, "-c", script], check=False, cwd=ROOT, env=env, capture_output=True
+        [sys.executable, "-c", SCRIPT], check=False, cwd=ROOT, env=env, capture_output=True
     )
     assert done.returncode == 0, done.stderr.decode()
 

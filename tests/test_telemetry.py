@@ -4,12 +4,10 @@ import base64
 import io
 import json
 import logging
-import subprocess
-import sys
+import time
 import types
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -98,111 +96,144 @@ def test_a_bad_event_is_logged_with_its_code_and_none_of_its_data(
     assert "c2VjcmV0" not in json.dumps(line)
 
 
-def test_metrics_on_lambda_only(
-    main: types.ModuleType, lines: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    main.handler(event("direct_health"), Context())
+# --- metrics: CloudWatch takes them from the line, on Lambda -----------------------------------
+
+
+def metrics(line: dict[str, Any]) -> dict[tuple[str, ...], dict[str, str]]:
+    """Dimensions -> the unit of each metric, as CloudWatch reads `line`."""
+    found = {}
+    for directive in line["_aws"]["CloudWatchMetrics"]:
+        assert directive["Namespace"] == "ClipImageEncoder"
+        (dimensions,) = directive["Dimensions"]
+        # Every name that a directive gives must be a field of the line, or CloudWatch drops it.
+        assert all(isinstance(line[name], str) for name in dimensions)
+        assert all(type(line[metric["Name"]]) in (int, float) for metric in directive["Metrics"])
+        found[tuple(dimensions)] = {m["Name"]: m["Unit"] for m in directive["Metrics"]}
+    return found
+
+
+ALWAYS = {"requests": "Count", "latency_ms": "Milliseconds", "cold_starts": "Count"}
+OF_IMAGES = {"images": "Count", "failed": "Count"}
+OF_ERRORS = {"errors": "Count"}
+
+
+@pytest.fixture
+def on_lambda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "clip")
-    main.handler(event("direct_health"), Context())
+
+
+def test_elsewhere_the_line_holds_no_metrics(lines: Any) -> None:
+    with telemetry.request("direct", "1"):
+        pass
+    assert "_aws" not in lines()[0]
+
+
+@pytest.mark.usefixtures("on_lambda")
+def test_every_request_is_counted_and_timed(lines: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telemetry, "_cold", True)
+    before = time.time() * 1000
+    for _ in range(2):
+        with telemetry.request("direct", "1"):
+            pass
+    for line, cold in zip(lines(), (1, 0), strict=True):
+        assert metrics(line) == {("function",): ALWAYS}
+        assert (line["function"], line["requests"], line["cold_starts"]) == ("clip", 1, cold)
+        assert before - 1 <= line["_aws"]["Timestamp"] <= time.time() * 1000
+
+
+@pytest.mark.usefixtures("on_lambda")
+def test_images_are_counted_and_those_that_failed(main: types.ModuleType, lines: Any) -> None:
+    text = base64.b64encode(PHOTO).decode()
+    main.handler({"images": [text, "c2VjcmV0", text]}, Context())
+    (line,) = lines()
+    assert metrics(line) == {("function",): ALWAYS | OF_IMAGES}
+    assert (line["images"], line["failed"]) == (3, 1)
+
+
+@pytest.mark.usefixtures("on_lambda")
+def test_errors_are_counted_by_their_code(main: types.ModuleType, lines: Any) -> None:
     with pytest.raises(ClipError):
         main.handler({}, Context())
-    elsewhere, good, bad = lines()
-    assert "_aws" not in elsewhere
-    (directive,) = good["_aws"]["CloudWatchMetrics"]
-    assert directive["Namespace"] == "ClipImageEncoder"
-    assert directive["Dimensions"] == [["function"]]
-    # Every name a directive gives must be a field of the line, or CloudWatch drops it.
-    for directive in bad["_aws"]["CloudWatchMetrics"]:
-        for metric in directive["Metrics"]:
-            assert isinstance(bad[metric["Name"]], int | float)
-        for name in directive["Dimensions"][0]:
-            assert isinstance(bad[name], str)
-    assert bad["_aws"]["CloudWatchMetrics"][1]["Dimensions"] == [["function", "code"]]
-    assert (bad["code"], bad["errors"], bad["requests"]) == ("invalid_event", 1, 1)
-    assert "errors" not in good
-    assert [len(line["_aws"]["CloudWatchMetrics"]) for line in (good, bad)] == [1, 2]
-
-
-def test_every_metric_has_its_unit(
-    main: types.ModuleType, lines: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_NAME", "clip")
-    main.handler(
-        event("direct_images") | {"images": ["!", *event("direct_images")["images"]]}, None
-    )
-    with pytest.raises(ClipError):
-        main.handler({}, Context())
-    batch, bad = lines()
-    units = {
-        metric["Name"]: metric["Unit"]
-        for line in (batch, bad)
-        for directive in line["_aws"]["CloudWatchMetrics"]
-        for metric in directive["Metrics"]
-    }
-    counts = ("requests", "cold_starts", "images", "failed", "errors")
-    assert units == {"latency_ms": "Milliseconds", **dict.fromkeys(counts, "Count")}
-    assert (batch["images"], batch["failed"]) == (6, 1)
-    assert "images" not in bad
-
-
-def test_what_libraries_say_is_json_too() -> None:
-    code = """
-import logging, warnings
-logging.basicConfig(level="INFO")  # as Lambda does
-from handler import telemetry
-telemetry.configure("INFO")
-logging.getLogger("botocore.hooks").warning("two\\nlines")
-logging.getLogger("botocore.hooks").info("credentials")
-warnings.warn("odd", UserWarning)
-"""
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stderr == ""
-    said, warned = (json.loads(line) for line in run.stdout.splitlines())
-    expected = {"level": "WARNING", "message": "two\nlines", "library": "botocore.hooks"}
-    assert said == expected
-    assert (warned["level"], warned["library"]) == ("WARNING", "py.warnings")
-    assert "UserWarning: odd" in warned["message"]
-
-
-def test_a_library_says_little_of_one_request(lines: Any) -> None:
-    """In whichever thread; and the next request's first words are heard again."""
-    for name in "ab":
-        with telemetry.request("direct", name), ThreadPoolExecutor(1) as thread:
-            for _ in range(20):
-                thread.submit(copy_context().run, logging.getLogger("PIL").warning, "odd").result()
-    found = [line.get("library", line.get("library_lines")) for line in lines()]
-    assert found == [*["PIL"] * 3, 20, *["PIL"] * 3, 20]
-
-
-HOSTILE = [
-    b"\r\n" * 5000,
-    b"--b" * 5000,
-    b"--b\r\n" + b"\xff\r\n" * 5000,
-    b"--b\r\n" + b": \r\n" * 5000 + b"\r\n",
-    b"--b\r\n\r\n" + b"\r\n--b-" * 5000,
-    b"--b\r\n\r\n\r\n--b--\r\n" + b"after the end" * 5000,
-    b'--b\r\nContent-Disposition: form-data; name="\xff\r' + b"\0" * 5000,
-]
-
-
-@pytest.mark.parametrize("body", HOSTILE)
-def test_a_hostile_form_writes_one_line(main: types.ModuleType, lines: Any, body: bytes) -> None:
-    request = event("rest_multipart")
-    request["headers"]["Content-Type"] = "multipart/form-data; boundary=b"
-    request["multiValueHeaders"] = None
-    request["body"] = base64.b64encode(body).decode()
-    assert main.handler(request, Context())["statusCode"] == 400
     (line,) = lines()
-    assert line["code"] in ("invalid_multipart", "missing_field")
-    assert len(json.dumps(line)) < 1000
+    assert metrics(line) == {("function",): ALWAYS, ("function", "code"): OF_ERRORS}
+    assert (line["code"], line["errors"], line["requests"]) == ("invalid_event", 1, 1)
 
 
-def test_a_long_path_is_cut(main: types.ModuleType, lines: Any) -> None:
-    request = event("http_api_raw")
-    request["requestContext"]["http"]["path"] = "/" + "x" * 50_000
-    assert main.handler(request, Context())["statusCode"] == 404
+# --- the line itself ------------------------------------------------------------------------------
+
+
+def test_what_takes_several_turns_is_added_up(lines: Any) -> None:
+    with telemetry.request("direct", "1"):
+        for _ in range(3):
+            with telemetry.timed("engine_ms"):
+                time.sleep(0.01)
+        with telemetry.timed("decode_ms"):
+            time.sleep(0.01)
     (line,) = lines()
-    assert len(line["path"]) == 256
+    times = [line["latency_ms"], line["engine_ms"], line["decode_ms"]]
+    assert times == [round(time, 2) for time in times]
+    assert line["latency_ms"] >= line["engine_ms"] + line["decode_ms"] >= 40
+    assert line["engine_ms"] >= 30
+    assert line["decode_ms"] >= 10
+
+
+def test_outside_a_request_there_is_nothing_to_note_to(lines: Any) -> None:
+    with telemetry.timed("engine_ms"):
+        telemetry.note(format="JPEG")
+    with telemetry.request("direct", "1"):
+        pass
+    assert not {"format", "engine_ms"} & lines()[0].keys()
+    with pytest.raises(AssertionError, match=r"^not inside a request"):
+        telemetry.current()
+
+
+def test_a_request_within_a_request_is_over_when_it_is_over(lines: Any) -> None:
+    with telemetry.request("outer", "1") as outer:
+        with telemetry.request("inner", "2"):
+            telemetry.note(format="JPEG")
+        assert telemetry.current() is outer
+    inner, last = lines()
+    assert (inner["event"], inner["format"], last["event"]) == ("inner", "JPEG", "outer")
+    assert "format" not in last
+
+
+def test_every_line_says_how_grave_it_is_and_what_went_wrong(lines: Any) -> None:
+    try:
+        raise ZeroDivisionError("by nothing")
+    except ZeroDivisionError:
+        telemetry.log.exception("a %s", "fault", extra={"fields": {"path": Path("/x")}})
+    telemetry.log.debug("not worth a line at INFO")
+    telemetry.log.warning("careful")
+    fault, warning = lines()
+    exception = fault.pop("exception")
+    assert exception.startswith("Traceback")
+    assert exception.endswith("ZeroDivisionError: by nothing")
+    assert fault == {"level": "ERROR", "message": "a fault", "path": "/x"}
+    assert warning == {"level": "WARNING", "message": "careful"}
+
+
+def test_the_log_goes_to_stdout_once_and_nowhere_else(capsys: pytest.CaptureFixture[str]) -> None:
+    botocore, root = logging.getLogger("botocore"), logging.getLogger()
+    levels = botocore.level, root.level
+    root.setLevel("INFO")  # as Lambda does where its log's format is JSON
+    try:
+        for _ in range(2):  # a service that cannot start configures it a second time
+            telemetry.configure("WARNING")
+        telemetry.log.info("below the level")
+        telemetry.log.warning("seen")
+        assert not telemetry.log.propagate
+        assert not telemetry.log.isEnabledFor(logging.INFO)
+        # At INFO botocore tells where it found its credentials.
+        assert not botocore.isEnabledFor(logging.INFO)
+        assert botocore.isEnabledFor(logging.WARNING)
+    finally:
+        telemetry.log.handlers.clear()
+        telemetry.log.propagate = True
+        botocore.setLevel(levels[0])
+        root.setLevel(levels[1])
+    written = capsys.readouterr()
+    assert [json.loads(line)["message"] for line in written.out.splitlines()] == ["seen"]
+    assert written.err == ""
 
 
 def test_only_the_first_request_is_cold(monkeypatch: pytest.MonkeyPatch, lines: Any) -> None:
@@ -224,7 +255,9 @@ def test_a_jump_of_the_clock_changes_no_latency(
 def test_a_fault_is_a_500_in_the_log(lines: Any) -> None:
     with pytest.raises(ZeroDivisionError), telemetry.request("direct", "1"):
         raise ZeroDivisionError
-    assert [(line["status"], line["code"]) for line in lines()] == [(500, "internal_error")]
+    (line,) = lines()
+    assert (line["status"], line["code"], line["message"]) == (500, "internal_error", "request")
+    assert line["latency_ms"] >= 0
 
 
 def test_the_callers_request_id_is_echoed_unless_it_is_none(client: httpx.Client) -> None:

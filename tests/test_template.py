@@ -12,6 +12,7 @@ from cfnlint.decode import cfn_yaml
 
 from handler.config import Config
 from tests.conftest import ROOT
+from tests.stack import holds
 
 TEMPLATE = cfn_yaml.load(str(ROOT / "template.yaml"))
 PSEUDO = {"AWS::Partition": "aws", "AWS::Region": "here", "AWS::AccountId": "123456789012"}
@@ -93,16 +94,7 @@ class Stack:
         return "Condition" not in entry or self.holds({"Condition": entry["Condition"]})
 
     def holds(self, condition: Any) -> bool:
-        match condition:
-            case {"Condition": name}:
-                return self.holds(TEMPLATE["Conditions"][name])
-            case {"Fn::And": conditions}:
-                return all(map(self.holds, conditions))
-            case {"Fn::Not": [inner]}:
-                return not self.holds(inner)
-            case {"Fn::Equals": [left, right]}:
-                return str(self.resolve(left)) == str(self.resolve(right))
-        raise AssertionError(condition)
+        return holds(condition, TEMPLATE["Conditions"], self.resolve)
 
 
 SERVICE = {

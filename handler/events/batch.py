@@ -7,10 +7,10 @@ again. To encode an object twice does no harm.
 
 An object that is named without a version means the object as it is now. After each event the output
 holds what the bucket holds: one vector for an image, none for anything else. Engines deliver twice,
-late and in any order, so a notification is never believed, only taken to say that a key changed. The
-object is read, its vector is written or removed, and then the object is looked at once more. If it
-changed in between, another invocation may have written its vector before this one did, so the engine
-is told to try again.
+late and in any order, so a notification is only taken to say that a key has changed. The object is
+read, its vector is written or removed, and then the object is looked at once more. If it changed in
+between, another invocation may have written its vector before this one did, so the engine is told
+to try again.
 """
 
 import json
@@ -147,9 +147,9 @@ def _s3_event(task: Task) -> dict[str, Any]:
 
 
 def _map(task: Task) -> dict[str, Any]:
-    """A batch of a Distributed Map. Failures that may pass are raised, for the state machine's Retry.
+    """A batch of a Distributed Map: its vectors, or where they are, and the errors of its items.
 
-    All others are named in the answer.
+    If any failure may pass, all are raised in one error, for the state machine's Retry.
     """
     items = _list(task.event, "Items")
     sources = [Outcome.of(partial(_item_source, item)) for item in items]
@@ -183,14 +183,14 @@ def _map_errors(sources: Sequence[Outcome[Source]], outcomes: Outcomes) -> list[
 def _log_too_large(items: int) -> None:
     """Retry sends a Map's batch again as a whole, which helps only if it then takes less time."""
     log.warning(
-        "the function's time was not enough for a Map's batch of %d objects; if this happens each "
-        "time it is sent again, lower ItemBatcher's MaxItemsPerBatch or raise the function's Timeout",
+        "the function's time is not enough for a Map's batch of %d objects: if this happens again, "
+        "lower ItemBatcher's MaxItemsPerBatch or raise the function's Timeout",
         items,
     )
 
 
 def _run_file(event: Event, wanted: Wanted, encoder: Encoder) -> str:
-    """The file for all vectors of the batch, in its run's folder; empty if each has its own place."""
+    """The file for all vectors of a run's batch; empty where each vector has its own place."""
     match event.get("BatchInput"):
         case {"run": str(run)} if encoder.config.output != "caller":
             return output.run_file(run, list(wanted), encoder)
@@ -251,7 +251,7 @@ def _from_json(text: object) -> object:
 
 
 def _sources(message: object) -> Wanted:
-    """The objects that a message names: S3's notification, sent by S3, SNS or EventBridge, or an image.
+    """The objects that a message names: an image, or S3's notification by any of its ways.
 
     Raises:
         InvalidEvent, InvalidField, MissingField: none of those, or malformed.
@@ -274,7 +274,7 @@ def _sources(message: object) -> Wanted:
 
 
 def _record_source(record: object) -> Source:
-    """The object that changed. Its version is left out, since this may be late and there a newer one."""
+    """The object that changed, without its version: by now there may be a newer one."""
     match record:
         case {"s3": {"bucket": {"name": bucket}, "object": {"key": str(key)}}}:
             return _source(bucket, unquote_plus(key))
@@ -319,7 +319,7 @@ def _values(outcomes: Iterable[Outcome[T]]) -> list[T]:
 
 
 def _process(wanted: Wanted, task: Task, file: str = "") -> Outcomes:
-    """Encode every source once, however often it is named, and make the output hold what came of it.
+    """Encode every object once, and write what came of it to the output, if there is one.
 
     Vectors go into `file`, or each to a place of its own. Failures are logged one by one.
     """
@@ -361,7 +361,7 @@ def _of(source: Outcome[Source], outcomes: Outcomes) -> Outcome[Embedding]:
 
 
 def _has_no_vector(error: ClipError) -> bool:
-    """Whether `error` says for certain that no image is there: no object, or one of another kind."""
+    """Whether `error` says for certain that no image is there, but nothing or something else."""
     could_not_look = error.retryable or isinstance(error, SourceDenied | SourceNotAllowed)
     return not could_not_look
 

@@ -1,10 +1,8 @@
-"""Events without HTTP: direct invokes, whose answer is the result itself, and those of batch
-engines.
-"""
+"""Events without HTTP: direct invokes, answered by the result itself, and batch engines'."""
 
 import uuid
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 from handler import answers, schemas, telemetry
 from handler.budget import Budget
@@ -17,28 +15,29 @@ EXPECTED = (
     "an event of S3, SQS, S3 Batch Operations or a Distributed Map, or an HTTP event"
 )
 
+Event = Mapping[str, Any]
+
+
+class Kind(NamedTuple):
+    """A kind of event: how it is recognised, and what answers it."""
+
+    name: str
+    """What the log calls it."""
+    recognises: Callable[[Event], bool]
+    answer: Callable[[Event, Any, Encoder], dict[str, Any]]
+    """Takes the event, Lambda's context, and the encoder."""
+
 
 def invoke(event: Any, context: Any, encoder: Encoder) -> dict[str, Any]:
-    """Answer one event, named by its keys.
+    """Answer one event, whose kind its keys tell.
 
     Raises:
         InvalidEvent: none of the events known here; names the keys that came, never their values.
         ClipError: an image or batch that cannot be encoded; Lambda reports its class and text.
     """
-    with telemetry.request(_kind(event), invocation_id(context)):
-        if not isinstance(event, dict):
-            raise InvalidEvent(f"expected {EXPECTED}; got a {type(event).__name__}")
-        if batch.kind(event):
-            return batch.handle(event, context, encoder)
-        budget = Budget.of_request(encoder.config, context)
-        if "image" in event or "s3" in event:
-            return _encode(event, budget, encoder)
-        if "images" in event:
-            return _encode_batch(event, budget, encoder)
-        # EventBridge calls on a schedule to keep an environment warm: being called is all it takes.
-        if event.get("action") == "health" or event.get("detail-type") == "Scheduled Event":
-            return encoder.health()
-        raise InvalidEvent(f"expected {EXPECTED}; got the keys {_names(event)}")
+    kind = _kind(event)
+    with telemetry.request(kind.name, invocation_id(context)):
+        return kind.answer(event, context, encoder)
 
 
 def invocation_id(context: Any) -> str:
@@ -46,13 +45,17 @@ def invocation_id(context: Any) -> str:
     return getattr(context, "aws_request_id", None) or str(uuid.uuid4())
 
 
-def _kind(event: Any) -> str:
+def _kind(event: Any) -> Kind:
     if not isinstance(event, dict):
-        return "direct"
-    return batch.kind(event) or ("scheduled" if "detail-type" in event else "direct")
+        return _UNKNOWN
+    engine = batch.kind(event)
+    if engine is not None:
+        return Kind(engine, lambda _: True, batch.handle)
+    return next((kind for kind in _KINDS if kind.recognises(event)), _UNKNOWN)
 
 
-def _encode(event: Mapping[str, Any], budget: Budget, encoder: Encoder) -> dict[str, Any]:
+def _encode(event: Event, context: Any, encoder: Encoder) -> dict[str, Any]:
+    budget = Budget.of_request(encoder.config, context)
     embedding = encoder.encode(schemas.validate(schemas.EncodeRequest, event).read(), budget)
     return {
         "embedding": answers.to_floats(embedding),
@@ -61,7 +64,8 @@ def _encode(event: Mapping[str, Any], budget: Budget, encoder: Encoder) -> dict[
     }
 
 
-def _encode_batch(event: Mapping[str, Any], budget: Budget, encoder: Encoder) -> dict[str, Any]:
+def _encode_batch(event: Event, context: Any, encoder: Encoder) -> dict[str, Any]:
+    budget = Budget.of_request(encoder.config, context)
     if isinstance(event["images"], list):  # counted before each is looked at
         schemas.check_count(len(event["images"]), encoder.config.max_images)
     request = schemas.validate(schemas.EncodeBatchRequest, event)
@@ -73,5 +77,26 @@ def _encode_batch(event: Mapping[str, Any], budget: Budget, encoder: Encoder) ->
     }
 
 
-def _names(event: Mapping[str, Any]) -> str:
-    return ", ".join(repr(str(key)[:64]) for key in list(event)[:20]) or "(none)"
+def _health(event: Event, context: Any, encoder: Encoder) -> dict[str, Any]:
+    return encoder.health()
+
+
+def _refuse(event: object, context: Any, encoder: Encoder) -> dict[str, Any]:
+    if not isinstance(event, dict):
+        raise InvalidEvent(f"expected {EXPECTED}; got a {type(event).__name__}")
+    names = ", ".join(repr(str(key)[:64]) for key in list(event)[:20])
+    raise InvalidEvent(f"expected {EXPECTED}; got the keys {names or '(none)'}")
+
+
+def _is_scheduled(event: Event) -> bool:
+    return event.get("detail-type") == "Scheduled Event"
+
+
+_KINDS = (  # after the batch engines' events; the first that recognises an event answers it
+    Kind("direct", lambda event: "image" in event or "s3" in event, _encode),
+    Kind("direct", lambda event: "images" in event, _encode_batch),
+    Kind("direct", lambda event: event.get("action") == "health", _health),
+    # EventBridge calls on a schedule to keep an environment warm: being called is all it takes.
+    Kind("scheduled", _is_scheduled, _health),
+)
+_UNKNOWN = Kind("direct", lambda _: True, _refuse)

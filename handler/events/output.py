@@ -43,7 +43,7 @@ class Entry(NamedTuple):
 Errors = dict[s3.Source, ClipError]
 """The error of each source whose entry could not be written."""
 Send = Callable[[Sequence[Entry], Encoder], object]
-"""One request that writes all of the entries, or raises."""
+"""One request that writes all of the entries, or raises Failure."""
 
 
 def write(
@@ -173,7 +173,7 @@ def _attempt(
 
 def _ask(send: Send, entries: Sequence[Entry], encoder: Encoder) -> Errors:
     try:
-        aws.ask(partial(send, entries, encoder))
+        send(entries, encoder)
     except Failure as failure:
         log.warning("%s cannot be written: %s", encoder.config.output, failure)
         return _all(entries, _as_clip_error(failure))
@@ -221,8 +221,9 @@ def _unavailable() -> ClipError:
 def _put_file(entries: Sequence[Entry], encoder: Encoder, place: str) -> None:
     bucket, _, key = place.removeprefix("s3://").partition("/")
     body = to_npz(entries, encoder)
-    aws.client("s3").put_object(
-        Bucket=bucket, Key=key, Body=body, ContentType="application/octet-stream"
+    kind = "application/octet-stream"
+    aws.ask(
+        lambda: aws.client("s3").put_object(Bucket=bucket, Key=key, Body=body, ContentType=kind)
     )
 
 
@@ -233,12 +234,14 @@ def _put_own_file(entries: Sequence[Entry], encoder: Encoder) -> None:
 
 def _put_vectors(entries: Sequence[Entry], encoder: Encoder) -> None:
     vectors = [_vector(entry, encoder.fingerprint) for entry in entries]
-    aws.client("s3vectors").put_vectors(**_index(encoder), vectors=vectors)
+    index = _index(encoder)
+    aws.ask(lambda: aws.client("s3vectors").put_vectors(**index, vectors=vectors))
 
 
 def _delete_vectors(entries: Sequence[Entry], encoder: Encoder) -> None:
     keys = [vector_key(entry.source) for entry in entries]
-    aws.client("s3vectors").delete_vectors(**_index(encoder), keys=keys)
+    index = _index(encoder)
+    aws.ask(lambda: aws.client("s3vectors").delete_vectors(**index, keys=keys))
 
 
 def _index(encoder: Encoder) -> dict[str, str]:

@@ -146,10 +146,19 @@ def correct(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # I;16 and its kin, and I: what Pillow makes of 16-bit PNGs
         image = image.convert("I").point(_HIGH_BYTE, "L")
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        return _on_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """The picture as it looks on white paper; in strips, because a whole one takes three copies."""
+    paper = Image.new("RGB", image.size)
+    for top in range(0, image.height, 256):
+        bottom = min(top + 256, image.height)
+        strip = image.crop((0, top, image.width, bottom)).convert("RGBA")
+        white = Image.new("RGBA", strip.size, "white")
+        paper.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return paper
 
 
 def _check_shape(size: tuple[int, int], limits: Limits) -> None:

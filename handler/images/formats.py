@@ -64,7 +64,6 @@ SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"P5", "PGM"),
     (0, b"P3", "PPM"),
     (0, b"P6", "PPM"),
-    (0, b"\0\0\0\0ftyp", "a video"),
     (0, b"\x1a\x45\xdf\xa3", "a video"),
     (0, b"RIFF", "a RIFF file that is no WebP"),
 )
@@ -95,7 +94,8 @@ def sniff(data: bytes | memoryview) -> str:
     kind = next((kind for at, sign, kind in SIGNATURES if head.startswith(sign, at)), None)
     if kind == _ISO_MEDIA:
         kind = _by_brand(head)
-    if kind is None and bytes(data[-len(_TGA_FOOTER) :]) == _TGA_FOOTER:
+    # A Targa file begins as a cursor does, but has its name at the end.
+    if kind not in FORMATS and bytes(data[-len(_TGA_FOOTER) :]) == _TGA_FOOTER:
         kind = "TGA"
     if kind is None:
         raise NotAnImage(f"the data is not an image: send {SERVED}")

@@ -117,7 +117,7 @@ def _wait(result: Callable[[], Outcome[File]]) -> Outcome[File]:
 
 
 def _read(source: Source, limit: int, budget: Budget) -> File:
-    budget.check()
+    budget.check()  # here too, because what cannot be decoded need not be read
     source.read_at = time.time()
     try:
         return aws.ask(partial(_download, source, limit))

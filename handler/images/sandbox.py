@@ -18,6 +18,7 @@ import itertools
 import logging
 import os
 import platform
+import select
 import signal
 import socket
 import sys
@@ -156,11 +157,12 @@ class Sandbox:
         kind, limits = _check(data, config), _limits(config)
         with self._free:
             try:
-                return self._attempt(data, kind, limits, spend)
+                return self._attempt(self._take(), data, kind, limits, spend)
             except _Inconclusive as first:
                 log.warning("an image is decoded once more: %s", first.error)
             try:
-                return self._attempt(data, kind, limits, spend)
+                # In a new process: whatever ended one may be about to end those that wait, too.
+                return self._attempt(self._zygote.fork(), data, kind, limits, spend)
             except _Inconclusive as second:
                 raise second.error from None
 
@@ -174,9 +176,13 @@ class Sandbox:
         self._zygote.close()
 
     def _attempt(
-        self, data: bytes | memoryview, kind: str, limits: Limits, spend: Spend
+        self,
+        process: "_Process",
+        data: bytes | memoryview,
+        kind: str,
+        limits: Limits,
+        spend: Spend,
     ) -> Decoded:
-        process = self._take()
         try:
             decoded = process.decode(data, kind, limits, spend)
         except _Ended:
@@ -196,10 +202,15 @@ class Sandbox:
         return decoded
 
     def _take(self) -> "_Process":
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self._zygote.fork()
+        """A process that waits for an image: one that has decoded before, or a new one."""
+        while True:
+            try:
+                process = self._idle.pop()
+            except IndexError:
+                return self._zygote.fork()
+            if process.is_alive():
+                return process
+            self._zygote.end(process)
 
     def _reason(self, status: int | None, kind: str, spend: Spend) -> Exception:
         """Why a process has ended in the middle of an image, from how it ended."""
@@ -269,7 +280,14 @@ class _Process:
             raise _error(content)
         return _image(content, name, width, height)
 
+    def is_alive(self) -> bool:
+        """Whether it still waits for an image: its end of the connection is open, and silent."""
+        poll = select.poll()
+        poll.register(self._connection, select.POLLIN)
+        return not poll.poll(0)
+
     def close(self) -> None:
+        """Close the connection, which ends it if it waits for an image."""
         self._connection.close()
 
     def _send(self, data: bytes | memoryview, patience: "_Patience") -> None:

@@ -17,6 +17,7 @@ import boto3
 from cfnlint.decode import cfn_yaml
 
 from tests import stack
+from tests.test_template import Stack
 
 
 class SamTransform:
@@ -75,10 +76,8 @@ def resolve(template: Any, values: dict[str, str]) -> Any:
 
     policies = SimpleNamespace(load=dict)  # AWS's managed policies: the template names none
     template = transform(template, values, policies)
-    holds = {
-        name: _holds(condition, template["Conditions"], values)
-        for name, condition in template["Conditions"].items()
-    }
+    conditions, value = template["Conditions"], Stack(**values).resolve
+    holds = {name: stack.holds(conditions[name], conditions, value) for name in conditions}
     for kind in ("Resources", "Outputs"):
         entries = template[kind].items()
         made = {name: entry for name, entry in entries if holds.get(entry.get("Condition"), True)}
@@ -101,30 +100,6 @@ def _chosen(node: Any, holds: dict[str, bool]) -> Any:
             items = [_chosen(item, holds) for item in node]
             return [item for item in items if item != no_value]
     return node
-
-
-def _holds(condition: Any, conditions: dict[str, Any], values: dict[str, str]) -> bool:
-    match condition:
-        case {"Condition": name}:
-            return _holds(conditions[name], conditions, values)
-        case {"Fn::Not": [inner]}:
-            return not _holds(inner, conditions, values)
-        case {"Fn::And": parts}:
-            return all(_holds(part, conditions, values) for part in parts)
-        case {"Fn::Or": parts}:
-            return any(_holds(part, conditions, values) for part in parts)
-        case {"Fn::Equals": [left, right]}:
-            return _value(left, values) == _value(right, values)
-    raise AssertionError(f"a condition of a kind that is not known here: {condition}")
-
-
-def _value(node: Any, values: dict[str, str]) -> str:
-    match node:
-        case {"Ref": name}:
-            return values[name]
-        case {"Fn::Join": [separator, {"Ref": name}]}:  # a list of texts, given with commas
-            return str(separator).join(values[name].split(","))
-    return str(node)
 
 
 def serve(port: int) -> None:

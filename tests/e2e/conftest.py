@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: the image, built from the real Dockerfile, and its figures."""
+"""What the end-to-end tests share: the image, built once from the Dockerfile, and its figures."""
 
 import contextlib
 import functools
@@ -57,9 +57,8 @@ def run(command: list[str], check: bool = True, **options: Any) -> subprocess.Co
     done = subprocess.run(command, capture_output=True, check=False, **options)
     stdout, stderr = done.stdout.decode(), done.stderr.decode()
     if check and done.returncode:
-        pytest.fail(
-            f"{' '.join(command)}: exit status {done.returncode}\n{stdout[-3000:]}\n{stderr[-3000:]}"
-        )
+        said = f"{stdout[-3000:]}\n{stderr[-3000:]}"
+        pytest.fail(f"{' '.join(command)}: exit status {done.returncode}\n{said}")
     return subprocess.CompletedProcess(command, done.returncode, stdout, stderr)
 
 
@@ -70,7 +69,7 @@ def docker(*arguments: str, check: bool = True, **options: Any) -> subprocess.Co
 
 @pytest.fixture(scope="session")
 def build_arguments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The Dockerfile's arguments: synthetic weights, and torch's wheels if they lie here."""
+    """The Dockerfile's arguments: synthetic weights, and the wheels of torch on this machine."""
     arguments = {"WEIGHTS": "synthetic", "BASE_IMAGE": BASE_IMAGE, "EXPORT_IMAGE": EXPORT_IMAGE}
     wheels = tmp_path_factory.mktemp("wheels")
     torch = re.findall(r"^torch==\S+", (ROOT / "requirements-torch.txt").read_text(), re.MULTILINE)[

@@ -30,7 +30,7 @@ BATCHES = {"Queue", "DeadLetterQueue", "VectorsBucket", "BatchFunction", "StateM
 
 
 class Project:
-    """A folder with the repository's template and samconfig, and a CloudFormation of its own."""
+    """A folder with the template and samconfig.toml, and a CloudFormation of its own."""
 
     def __init__(self, directory: Path, port: int) -> None:
         self.directory = directory
@@ -118,7 +118,7 @@ def project(tmp_path: Path) -> Iterator[Project]:
 
 
 def _make_the_cli_a_bucket(project: Project) -> None:
-    """The stack that SAM keeps templates in; moto would make it, but forget its outputs."""
+    """The stack that SAM keeps templates in: moto would forget the outputs of SAM's own."""
     bucket = {
         "Resources": {"Bucket": {"Type": "AWS::S3::Bucket"}},
         "Outputs": {"SourceBucket": {"Value": {"Ref": "Bucket"}}},

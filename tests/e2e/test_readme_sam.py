@@ -1,4 +1,4 @@
-"""The sam commands of the README: the installed SAM CLI has their sub-commands and options."""
+"""The README's sam commands have only sub-commands and options that the installed SAM CLI has."""
 
 import functools
 import re

@@ -27,6 +27,7 @@ from handler.errors import RequestError
 from handler.images.sandbox import Decoder, Sandbox
 from handler.images.wire import SIZE
 from tests.fuzz.corpus import images
+from tests.fuzz.judge import unaccounted
 from tests.measure import children, resident_megabytes
 
 MEMORY = 300 * 2**20
@@ -91,10 +92,13 @@ class Worker:
 
     def _run_event(self, data: bytes) -> tuple[int, str]:
         """A Lambda event, as the runtime hands it over."""
-        answer = self.main.handler(json.loads(data), None)
+        event = json.loads(data)
+        answer = self.main.handler(event, None)
         json.dumps(answer, allow_nan=False)
         if "statusCode" not in answer:
             _check_answer(answer)
+            if problem := unaccounted(event, answer):
+                raise Wrong(problem)
             return 200, ""
         status = answer["statusCode"]
         if status != 200 and status not in (404, 405) and status < 400:

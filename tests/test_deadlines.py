@@ -1,0 +1,331 @@
+"""An AWS that hangs or drips, and a function whose time is short: all is answered, and in time."""
+
+import base64
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from events.generate import in_s3, map_batch, s3_batch, s3_notification, sqs
+from handler import aws
+from handler.budget import BATCH, REQUEST, Budget, Phases
+from handler.config import Config
+from handler.encoder import Encoder
+from handler.errors import OutOfTime, OutputUnavailable, SourceUnavailable
+from handler.events import direct
+from handler.images import s3
+from handler.images.s3 import File, Image, Source
+from handler.outcome import Outcome
+from tests import bombs
+from tests.answers import INVOKE, assert_same
+from tests.aws import environment
+from tests.conftest import emulator, with_settings
+from tests.slow import WAYS, Slow, slow_aws
+
+SCALE = 20
+"""How many times shorter than in the service calls are here, so that tests do not wait for long."""
+GATEWAY = 29 / SCALE
+"""When API Gateway gives up, at that scale."""
+OVER_HTTP = [way for way in WAYS if way != "drip-handshake"]
+
+
+@pytest.fixture(scope="module")
+def server(photo: bytes) -> Iterator[Slow]:
+    with slow_aws(photo) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def worker(encoder: Encoder, server: Slow) -> Encoder:
+    return with_settings(encoder, s3_buckets=("photos",), output="s3://vectors")
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LONGEST", "IN_VAIN", "LEAST"):
+        monkeypatch.setattr(aws, name, getattr(aws, name) / SCALE)
+    monkeypatch.setattr(aws, "PAUSES", (0.01, 0.01))
+
+
+class Context:
+    """Lambda's, as far as it tells the time that is left."""
+
+    def __init__(self, seconds: float) -> None:
+        self.aws_request_id = "1"
+        self._end = time.monotonic() + seconds
+
+    def get_remaining_time_in_millis(self) -> int:
+        return max(0, int(1000 * (self._end - time.monotonic())))
+
+
+def fetch(*keys: str, config: Config, budget: Budget | None = None) -> list[Outcome[File]]:
+    images: list[Outcome[Image]] = [Outcome(Source("photos", key)) for key in keys]
+    return list(s3.fetch(images, config, budget or Budget()))
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what happens soon, but in another thread."""
+    end = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("way", OVER_HTTP)
+def test_32_objects_that_never_come_are_answered_before_api_gateway_gives_up(
+    worker: Encoder, way: str
+) -> None:
+    start = time.monotonic()
+    outcomes = fetch(*(f"{way}/{number}" for number in range(32)), config=worker.config)
+    assert time.monotonic() - start < GATEWAY
+    assert [type(outcome.error) for outcome in outcomes] == [SourceUnavailable] * 32
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_handshake_that_drips(worker: Encoder, server: Slow) -> None:
+    before = server.connections
+    with environment({"AWS_ENDPOINT_URL": f"https://127.0.0.1:{server.port}"}):
+        (outcome,) = fetch("x", config=worker.config)
+    assert isinstance(outcome.error, SourceUnavailable)
+    until(lambda: server.connections <= before)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_good_objects_keep_their_vectors_wherever_the_others_stand(
+    worker: Encoder, photo: bytes
+) -> None:
+    keys = [f"{way}/{number}" for way in OVER_HTTP for number in range(9)]
+    for place in (0, 7, 20, len(keys)):
+        keys.insert(place, "good")
+    answer = direct.invoke(
+        {"images": [in_s3(key) for key in keys]}, None, with_settings(worker, max_images=99)
+    )
+    errors = {error["index"]: error["code"] for error in answer["errors"]}
+    assert errors == {
+        index: "source_unavailable" for index, key in enumerate(keys) if key != "good"
+    }
+    for index, key in enumerate(keys):
+        if key == "good":
+            assert_same(answer["embeddings"][index], worker.encode(photo))
+
+
+def test_what_lambdas_clock_ends_is_said_to_be_out_of_time(worker: Encoder) -> None:
+    keys = ["good/1", *(f"{way}/1" for way in OVER_HTTP), "good/2"]
+    context = Context(3)
+    answer = direct.invoke({"images": [in_s3(key) for key in keys]}, context, worker)
+    assert context.get_remaining_time_in_millis() > 0
+    codes = {error["index"]: error["code"] for error in answer["errors"]}
+    assert codes == dict.fromkeys([1, 2, 3], "out_of_time")
+
+
+def test_nothing_is_asked_of_s3_when_the_time_is_over(worker: Encoder, server: Slow) -> None:
+    before = server.connections
+    over = Budget(until=Phases(read=time.monotonic()))
+    for outcome in fetch(*["hang"] * 20, config=worker.config, budget=over):
+        assert isinstance(outcome.error, OutOfTime)
+    spent = Budget(cpu_seconds=0)
+    for outcome in fetch(*["hang"] * 20, config=worker.config, budget=spent):
+        assert isinstance(outcome.error, OutOfTime)
+    assert server.connections <= before
+
+
+def test_objects_that_hang_hold_up_no_other_request(
+    worker: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(aws, "LONGEST", 1)
+    hanging = threading.Thread(target=fetch, args=["hang"] * 9, kwargs={"config": worker.config})
+    hanging.start()
+    try:
+        good = fetch(*["good"] * 20, config=worker.config)
+        assert all(outcome.error is None for outcome in good)
+        assert hanging.is_alive()
+    finally:
+        hanging.join()
+
+
+def test_100_batches_that_hang_leave_nothing_behind(
+    worker: Encoder, server: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("LONGEST", "LEAST"):
+        monkeypatch.setattr(aws, name, 0.02)
+    fetch("good", config=worker.config)  # and its connection stays open
+    before = files(), threading.active_count()
+    for number in range(100):
+        way = OVER_HTTP[number % len(OVER_HTTP)]
+        fetch(*[way] * 8, config=worker.config)
+    until(lambda: (files(), threading.active_count()) <= before)
+    monkeypatch.undo()
+    (good,) = fetch("good", config=worker.config)
+    assert good.error is None
+
+
+def files() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_what_nobody_waits_for_any_more_ends(worker: Encoder, server: Slow) -> None:
+    images: list[Outcome[Image]] = [Outcome(Source("photos", key)) for key in ("good", "hang/1")]
+    fetched = s3.fetch(images, worker.config, Budget())
+    assert next(fetched).error is None
+    del fetched
+    until(lambda: not [one for one in threading.enumerate() if one.name == "aws"])
+
+
+# --- writing, and the second look -----------------------------------------------------------------
+
+OUTPUTS = ("s3://hang", "s3://drip-head/run", "s3vectors://hang/clip", "s3vectors://drip-head/clip")
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_an_output_that_hangs_is_answered_for_each_object(worker: Encoder, output: str) -> None:
+    hanging = with_settings(worker, output=output)
+    results = direct.invoke(s3_batch("1.0", *"abc"), None, hanging)["results"]
+    assert [result["resultCode"] for result in results] == ["TemporaryFailure"] * 3
+    assert {result["resultString"].partition(":")[0] for result in results} == {
+        "output_unavailable"
+    }
+    with pytest.raises(OutputUnavailable, match="3 of 3 failed"):
+        direct.invoke(map_batch(*map(in_s3, "abc")), None, hanging)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("way", ["hang", "drip-head"])
+def test_an_object_that_cannot_be_looked_at_again_is_handed_back_alone(
+    worker: Encoder, server: Slow, way: str
+) -> None:
+    event = sqs(s3_notification(f"HEAD-{way}/1"), s3_notification("good"))
+    failed = direct.invoke(event, None, worker)["batchItemFailures"]
+    assert failed == [{"itemIdentifier": event["Records"][0]["messageId"]}]
+
+
+@pytest.mark.parametrize(
+    ("output", "keys"),
+    [
+        ("s3://vectors", ("good", *(f"hang/{number}" for number in range(40)))),
+        ("s3://hang", ("good",) * 2),
+        ("s3vectors://hang/clip", ("good",) * 2),
+        ("s3://vectors", ("good", *(f"HEAD-hang/{number}" for number in range(9)))),
+    ],
+    ids=["reading", "writing", "index", "looking"],
+)
+def test_lambda_never_ends_a_batch_whatever_phase_hangs(
+    worker: Encoder, output: str, keys: tuple[str, ...]
+) -> None:
+    hanging = with_settings(worker, output=output)
+    context = Context(2)
+    event = sqs(*map(s3_notification, keys))
+    failed = direct.invoke(event, context, hanging)["batchItemFailures"]
+    assert context.get_remaining_time_in_millis() > 0
+    bad = [
+        record["messageId"]
+        for record, key in zip(event["Records"], keys, strict=True)
+        if "hang" in key + output
+    ]
+    assert failed == [{"itemIdentifier": message} for message in bad]
+
+
+# --- the budget -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before_end", [BATCH, REQUEST])
+@pytest.mark.parametrize("seconds", [0.5, 3, 29, 120, 900])
+def test_each_phase_ends_before_the_next_and_all_before_lambda_does(
+    before_end: Phases, seconds: float
+) -> None:
+    now, context = time.monotonic(), Context(seconds)
+    is_batch = before_end == BATCH
+    budget = Budget.of_batch(context) if is_batch else Budget.of_request(Config(), context)
+    left = [now + seconds - end for end in budget.until]
+    assert left == sorted(left, reverse=True)
+    if seconds >= 3 * before_end.read:
+        assert left == pytest.approx(before_end, abs=0.1)
+    assert left[0] <= seconds / 3 + 0.1
+    assert left[-1] >= -0.1
+
+
+def test_without_lambda_there_is_no_clock() -> None:
+    for context in (None, object()):
+        assert Budget.of_batch(context).until == Phases()
+        assert Budget.of_request(Config(), context).until == Phases()
+
+
+def test_the_cpu_seconds_of_a_request(encoder: Encoder, photo: bytes) -> None:
+    """Images that come when they are spent fail, and those before keep their vectors."""
+    slow = with_settings(encoder, request_seconds=0.05, s3_buckets=())
+    costly = bombs.png(3000, 2000)
+    answer = direct.invoke({"images": [_base64(costly)] * 12 + [_base64(photo)]}, None, slow)
+    done = [embedding is not None for embedding in answer["embeddings"]]
+    assert done == sorted(done, reverse=True)
+    assert done[0]
+    assert not done[-1]
+    assert {error["code"] for error in answer["errors"]} == {"out_of_time"}
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+COSTLY = bombs.png(5000, 3000)
+"""0.17 s of CPU."""
+
+
+def test_a_function_with_little_time_answers_what_it_could_encode(
+    model_dir: Path, tmp_path: Path, worker: Encoder
+) -> None:
+    """Through the real runtime client: 48 images that take 8 s to decode, of a function's 5."""
+    settings = {
+        "AWS_LAMBDA_FUNCTION_TIMEOUT": "5",
+        "CLIP_REQUEST_SECONDS": "100",
+        "CLIP_MAX_IMAGES": "64",
+    }
+    event = json.dumps({"images": [_base64(COSTLY)] * 48})
+    with emulator(model_dir, tmp_path / "log", **settings) as (client, _):
+        client.post(INVOKE, content=json.dumps({"action": "health"}))  # loads the model
+        start = time.monotonic()
+        answer = client.post(INVOKE, content=event).json()
+        assert time.monotonic() - start < 5
+    assert "errors" in answer, answer
+    done = [embedding is not None for embedding in answer["embeddings"]]
+    assert done[0]
+    assert not done[-1]
+    assert {error["code"] for error in answer["errors"]} == {"out_of_time"}
+
+
+def test_a_batch_with_little_time_hands_back_what_it_did_not_encode(
+    worker: Encoder, server: Slow, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(server, "file", bombs.png(2500, 1500))
+    keys = [str(number) for number in range(200)]
+    context = Context(4)
+    event = sqs(*map(in_s3, keys))
+    failed = direct.invoke(event, context, worker)["batchItemFailures"]
+    assert context.get_remaining_time_in_millis() > 0
+    ids = [{"itemIdentifier": record["messageId"]} for record in event["Records"]]
+    assert failed == ids[len(ids) - len(failed) :]
+    assert 0 < len(failed) < len(ids)
+    assert len(server.written) >= len(ids) - len(failed)
+
+
+def test_a_batch_that_no_time_is_left_for(
+    worker: Encoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each engine is told to send all of it again; a Map's owner is told what to change."""
+    with pytest.raises(OutOfTime, match="2 of 2 failed: s3://photos/"):
+        direct.invoke(map_batch(in_s3("a"), in_s3("b")), Context(0), worker)
+    assert "a Map's batch of 2 objects" in caplog.text
+    assert "lower ItemBatcher's MaxItemsPerBatch" in caplog.text
+    results = direct.invoke(s3_batch("2.0", "a", "b"), Context(0), worker)["results"]
+    assert [result["resultCode"] for result in results] == ["TemporaryFailure"] * 2
+    with pytest.raises(OutOfTime):
+        direct.invoke(s3_notification("a"), Context(0), worker)
+    with pytest.raises(OutOfTime):
+        direct.invoke(in_s3("a"), Context(0), worker)
