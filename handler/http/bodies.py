@@ -1,8 +1,9 @@
 """The bodies of requests: which image, or images, a request of a given Content-Type holds."""
 
-import re
-from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser
 
 from handler import schemas
 from handler.errors import (
@@ -16,20 +17,15 @@ from handler.http.headers import parameters
 from handler.images.s3 import Image
 from handler.outcome import Outcome
 
+if TYPE_CHECKING:
+    from python_multipart.multipart import MultipartCallbacks
+
 OCTETS = "application/octet-stream"
 JSON = "application/json"
 FORM = "multipart/form-data"
 URL_ENCODED = "application/x-www-form-urlencoded"
 
 Body = bytes | bytearray
-
-_MOST_HEAD = 8192
-"""Bytes of one part's headers; browsers and libraries send a few hundred."""
-_MOST_MISTAKEN = 100
-"""Times that a part may hold the boundary and go on. Chance makes none; each costs time."""
-
-_NEWLINES = re.compile(rb"[\r\n]*+")
-_LINE_END = re.compile(rb"[ \t]*+\r\n")
 
 
 class Part(NamedTuple):
@@ -118,8 +114,8 @@ def _is_text(head: memoryview) -> bool:
 
 
 # --- multipart/form-data --------------------------------------------------------------------------
-# The body is in memory already, and a part's content is one piece of it, so the separators are all
-# that has to be found. A parser for streams reads byte by byte where a hostile body wants it to.
+# python-multipart finds where each part lies. The body is in memory already, so nothing is copied
+# and nothing goes through temporary files.
 
 
 def multipart_parts(content_type: str, body: Body, field: str, most: int = 16) -> list[Part]:
@@ -133,7 +129,7 @@ def multipart_parts(content_type: str, body: Body, field: str, most: int = 16) -
     boundary = parameters(content_type)[1].get("boundary")
     if not boundary:
         raise InvalidMultipart("the Content-Type has no boundary: let your HTTP client set it")
-    parts = list(_parts(body, boundary.encode("latin-1", "replace"), most))
+    parts = _parts(body, boundary.encode("latin-1", "replace"), most)
     found = [part for part in parts if part.name == field]
     if not found:
         raise MissingField(_no_part(field, {part.name for part in parts if part.name}))
@@ -148,55 +144,64 @@ def _no_part(field: str, names: set[str]) -> str:
     return f"no part named {field!r} in the form: name it so; parts sent: {sent}"
 
 
-def _parts(body: Body, boundary: bytes, most: int) -> Iterator[Part]:
-    view = memoryview(body)
-    begin = None
-    for count, (stop, following) in enumerate(_separators(body, boundary)):
-        if begin is not None:
-            yield _part(body, view, begin, stop)
-        if count >= most and following:
-            raise TooManyImages(f"more than {most} parts in one form: send several requests")
-        begin = following
+class _Reader:
+    """Takes python-multipart's calls and keeps the parts."""
+
+    def __init__(self, body: Body, most: int) -> None:
+        self.parts: list[Part] = []
+        self.ended = False
+        self._view = memoryview(body)
+        self._body = body
+        self._most = most
+        self._header = bytearray()
+        self._value = bytearray()
+        self._pieces: list[memoryview] = []
+        self._name, self._is_file = "", False
+
+    def callbacks(self) -> "MultipartCallbacks":
+        """What python-multipart calls."""
+        return {
+            "on_part_begin": self._begin_part,
+            "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
+            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+            "on_header_end": self._end_header,
+            "on_part_data": self._take,
+            "on_part_end": self._end_part,
+            "on_end": self._end,
+        }
+
+    def _begin_part(self) -> None:
+        if len(self.parts) >= self._most:
+            raise TooManyImages(f"more than {self._most} parts in one form: send several requests")
+        self._name, self._is_file, self._pieces = "", False, []
+
+    def _end_header(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            given = parameters(self._value.decode("utf-8", "replace"))[1]
+            self._name = given.get("name", "")
+            self._is_file = "filename" in given or "filename*" in given
+        self._header.clear()
+        self._value.clear()
+
+    def _take(self, data: bytes, start: int, end: int) -> None:
+        # Content that looks like the beginning of a boundary comes in a buffer of the parser's own.
+        source = self._view if data is self._body else memoryview(bytes(data))
+        self._pieces.append(source[start:end])
+
+    def _end_part(self) -> None:
+        one = self._pieces[0] if len(self._pieces) == 1 else memoryview(b"".join(self._pieces))
+        self.parts.append(Part(self._name, self._is_file, one))
+
+    def _end(self) -> None:
+        self.ended = True
 
 
-def _part(body: Body, view: memoryview, begin: int, stop: int) -> Part:
-    """The part between two separators, of which the first ends with a line break before `begin`."""
-    blank = body.find(b"\r\n\r\n", begin - 2, min(stop, begin + _MOST_HEAD))
-    if blank < 0:
-        raise InvalidMultipart("a part of the form has no empty line after its headers")
-    name, is_file = "", False
-    for line in bytes(view[begin : max(begin, blank)]).split(b"\r\n"):
-        key, _, value = line.decode("utf-8", "replace").partition(":")
-        if key.strip().lower() == "content-disposition":
-            given = parameters(value)[1]
-            name, is_file = given.get("name", ""), "filename" in given or "filename*" in given
-    return Part(name, is_file, view[blank + 4 : stop])
-
-
-def _separators(body: Body, boundary: bytes) -> Iterator[tuple[int, int]]:
-    """Where each separator begins and where what follows it does, which for the last is 0.
-
-    Raises:
-        InvalidMultipart: there is no first, or no last.
-    """
-    line = b"--" + boundary
-    leading = _NEWLINES.match(body)
-    at = leading.end() if leading else 0
-    if not body.startswith(line, at):
-        raise InvalidMultipart("the body is not well-formed: it does not begin with the boundary")
-    end = at + len(line)
-    mistaken = 0
-    while mistaken < _MOST_MISTAKEN:
-        if body.startswith(b"--", end):
-            yield at, 0
-            return
-        line_end = _LINE_END.match(body, end)
-        if line_end:
-            yield at, line_end.end()
-        else:
-            mistaken += 1
-        at = body.find(b"\r\n" + line, end)
-        if at < 0:
-            raise InvalidMultipart("the form ends too early: its last boundary is missing")
-        end = at + 2 + len(line)
-    raise InvalidMultipart("the form is not well-formed: its boundary is part of its content")
+def _parts(body: Body, boundary: bytes, most: int) -> list[Part]:
+    reader = _Reader(body, most)
+    try:
+        MultipartParser(boundary, reader.callbacks()).write(body)  # type: ignore[arg-type]  # it reads
+    except FormParserError:
+        raise InvalidMultipart("the body is not well-formed multipart/form-data") from None
+    if not reader.ended:
+        raise InvalidMultipart("the form ends too early: its last boundary is missing")
+    return reader.parts
