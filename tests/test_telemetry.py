@@ -4,9 +4,13 @@ import base64
 import io
 import json
 import logging
+import subprocess
+import sys
 import time
 import types
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +238,67 @@ def test_the_log_goes_to_stdout_once_and_nowhere_else(capsys: pytest.CaptureFixt
     written = capsys.readouterr()
     assert [json.loads(line)["message"] for line in written.out.splitlines()] == ["seen"]
     assert written.err == ""
+
+
+def test_what_libraries_say_is_json_too() -> None:
+    code = """
+import logging, warnings
+logging.basicConfig(level="INFO")  # as Lambda does
+from handler import telemetry
+telemetry.configure("INFO")
+logging.getLogger("botocore.hooks").warning("two\\nlines")
+logging.getLogger("botocore.hooks").info("credentials")
+warnings.warn("odd", UserWarning)
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+    said, warned = (json.loads(line) for line in run.stdout.splitlines())
+    expected = {"level": "WARNING", "message": "two\nlines", "library": "botocore.hooks"}
+    assert said == expected
+    assert (warned["level"], warned["library"]) == ("WARNING", "py.warnings")
+    assert "UserWarning: odd" in warned["message"]
+
+
+def test_a_library_says_little_of_one_request(lines: Any) -> None:
+    """In whichever thread; and the next request's first words are heard again."""
+    for name in "ab":
+        with telemetry.request("direct", name), ThreadPoolExecutor(1) as thread:
+            for _ in range(20):
+                thread.submit(copy_context().run, logging.getLogger("PIL").warning, "odd").result()
+    found = [line.get("library", line.get("library_lines")) for line in lines()]
+    assert found == [*["PIL"] * 3, 20, *["PIL"] * 3, 20]
+
+
+HOSTILE = [
+    b"\r\n" * 5000,
+    b"--b" * 5000,
+    b"--b\r\n" + b"\xff\r\n" * 5000,
+    b"--b\r\n" + b": \r\n" * 5000 + b"\r\n",
+    b"--b\r\n\r\n" + b"\r\n--b-" * 5000,
+    b"--b\r\n\r\n\r\n--b--\r\n" + b"after the end" * 5000,
+    b'--b\r\nContent-Disposition: form-data; name="\xff\r' + b"\0" * 5000,
+]
+
+
+@pytest.mark.parametrize("body", HOSTILE)
+def test_a_hostile_form_writes_few_lines(main: types.ModuleType, lines: Any, body: bytes) -> None:
+    request = event("rest_multipart")
+    request["headers"]["Content-Type"] = "multipart/form-data; boundary=b"
+    request["multiValueHeaders"] = None
+    request["body"] = base64.b64encode(body).decode()
+    assert main.handler(request, Context())["statusCode"] == 400
+    *of_the_parser, line = lines()
+    assert line["code"] in ("invalid_multipart", "missing_field")
+    assert len(of_the_parser) <= 1
+    assert len(json.dumps([of_the_parser, line])) < 1000
+
+
+def test_a_long_path_is_cut(main: types.ModuleType, lines: Any) -> None:
+    request = event("http_api_raw")
+    request["requestContext"]["http"]["path"] = "/" + "x" * 50_000
+    assert main.handler(request, Context())["statusCode"] == 404
+    (line,) = lines()
+    assert len(line["path"]) == 256
 
 
 def test_only_the_first_request_is_cold(monkeypatch: pytest.MonkeyPatch, lines: Any) -> None:
