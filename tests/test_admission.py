@@ -105,6 +105,30 @@ def test_the_slowest_is_sent_away_even_if_its_end_comes_at_that_moment() -> None
     run(scenario)
 
 
+def test_who_stopped_goes_at_once_and_not_who_has_just_begun() -> None:
+    async def scenario(bodies: Bodies) -> None:
+        stopped = [Sender(bodies) for _ in range(3)]
+        for sender in stopped:
+            sender.send(b"x" * 10)
+        await settle()
+        await asyncio.sleep(0.3)
+        begun, newest = Sender(bodies), Sender(bodies)
+        begun.send(b"y")
+        await settle()
+        newest.send(b"z" * 10, last=True)
+        await settle()
+        assert sum(sender.result.done() for sender in stopped) == 1
+        begun.send(b"y", last=True)
+        assert await begun.answer() == b"yy"
+        assert await newest.answer() == b"z" * 10
+        for sender in stopped:
+            sender.leave()
+            with pytest.raises((BodyTooSlow, ClientDisconnect)):
+                await sender.answer()
+
+    run(scenario)
+
+
 def test_who_is_no_longer_new_may_be_the_slowest_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("handler.http.admission.GRACE", 0.0)
 

@@ -35,6 +35,7 @@ JSON, OCTETS = "application/json", "application/octet-stream"
         (f"{OCTETS};charset=utf-8", OCTETS),
         (f'text/plain;x="a,{OCTETS};q=1", {JSON}', JSON),  # a quoted string is no list
         (f'text/plain;x="\\",{OCTETS}', JSON),
+        (f"{OCTETS};q=0.1, {JSON};q=0.5, {OCTETS}", JSON),  # said twice: the first counts
         (f"{OCTETS};q=high", JSON),
         (f"{OCTETS};q=1.5", JSON),
         (f"{OCTETS};q=inf", JSON),

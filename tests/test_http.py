@@ -189,6 +189,10 @@ def _form(*parts: tuple[str, bytes]) -> bytes:
         (b"--b--\r\n", FORM, 400, "missing_field", "parts sent: none"),
         (b"--b\r\nno empty line\r\n--b--\r\n", FORM, 400, "invalid_multipart", "well-formed"),
         (b"--b\r\n\r\n" + b"\r\n--bX" * 200, FORM, 400, "invalid_multipart", "too early"),
+        (b"--b\r\n\r\nno headers\r\n--b--\r\n", FORM, 400, "missing_field", "parts sent: none"),
+        (_form(("x" * 9000, b"x")), FORM, 400, "invalid_multipart", "well-formed"),
+        (_form(*[("x", b"")] * 16), FORM, 400, "missing_field", "parts sent: 'x'"),
+        (_form(*[("x", b"")] * 17), FORM, 413, "too_many_images", "more than 16 parts"),
         (b"x", {"content-type": "multipart/form-data"}, 400, "invalid_multipart", "boundary"),
         (
             _form(("file", b"x")),

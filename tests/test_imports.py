@@ -30,7 +30,7 @@ def _modules_after(code: str, **env: str) -> set[str]:
 PACKAGES = {
     "handler",
     *("numpy", "onnxruntime"),  # the engine
-    *("fastapi", "starlette", "anyio", "mangum"),  # the interface
+    *("fastapi", "starlette", "anyio", "mangum", "python_multipart"),  # the interface
     *("pydantic", "pydantic_core", "annotated_types", "annotated_doc", "typing_inspection"),
     *("opentelemetry", "typing_extensions"),  # FastAPI's own
 }
@@ -45,6 +45,7 @@ MODULES = 600
 
 
 INTERFACE = {"fastapi", "starlette", "anyio", "mangum", "opentelemetry", "annotated_doc"}
+INTERFACE |= {"python_multipart"}
 """What the batch function's entry point, ``handler.worker``, leaves out."""
 
 

@@ -48,13 +48,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 def confine(megabytes: int, parent: int) -> None:
     """Give up, for good, everything that decoding does not need.
 
-    Of the open files 0 to 3 remain; memory may grow by `megabytes`; the process ends when `parent`,
-    its parent, does.
+    Only the files 0 to 3 are open, and no more can be. Memory may grow by `megabytes`. The process
+    ends when `parent`, its parent, does.
     """
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before that was said
         os._exit(0)
-    os.closerange(4, os.sysconf("SC_OPEN_MAX"))
     most = _address_space() + megabytes * 2**20
     _limit(resource.RLIMIT_NOFILE, 4)  # no file, pipe or socket can be opened any more
     _limit(resource.RLIMIT_FSIZE, 0)  # no byte written to a file

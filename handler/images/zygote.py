@@ -85,6 +85,7 @@ def _fork(connection: int, to_pixels: ToPixels, megabytes: int, seconds: float) 
     status = NOT_CONFINED
     try:
         os.dup2(connection, CONTROL)  # which closes the zygote's own socket here
+        os.close(connection)
         service = socket.socket(fileno=CONTROL)
         os.setpgid(0, 0)
         confine(megabytes, zygote)
