@@ -82,6 +82,21 @@ def missing(path: Path) -> Iterator[bool]:
         yield not path.exists()
 
 
+@pytest.fixture(autouse=True)
+def turn(request: pytest.FixtureRequest, shared: Path) -> Iterator[None]:
+    """Let a test that is marked `alone` wait until the other process's has ended, and the reverse.
+
+    Such a test holds a promise about time, which two tests at once would keep the machine from.
+    """
+    alone = request.node.get_closest_marker("alone") is not None
+    with (shared / "gate.lock").open("w") as gate, (shared / "room.lock").open("w") as room:
+        # Who waits for the room holds the gate, so that nobody overtakes.
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        yield
+
+
 @pytest.fixture(scope="session")
 def cache(shared: Path) -> Path:
     """Stands for ~/.cache/clip."""

@@ -74,6 +74,7 @@ def _send(service: Server, name: str) -> httpx.Response:
     return service.post("/encode_images", body, {"content-type": "application/json"})
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("name", [*CHEAP_TO_SEND, "32 AVIFs of 840 bytes"])
 def test_health_is_answered_at_once_meanwhile(name: str, model_dir: Path, tmp_path: Path) -> None:
     """Each of these once held the whole server for 3 to 20 s."""
