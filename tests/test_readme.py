@@ -144,7 +144,7 @@ def test_the_python_examples_print_what_their_comments_say(
 def test_direct_invokes_name_the_alias() -> None:
     """Without it a caller gets whatever was built last, also after a roll-back."""
     invoked = re.findall(
-        r"(?:invoke\(FunctionName=\"|lambda invoke --function-name )([\w:-]+)", commands.text()
+        r"(?:^name = \"|lambda invoke --function-name )([\w:-]+)", commands.text(), re.MULTILINE
     )
     assert set(invoked) == {"clip-image-encoder:live"}
     assert len(invoked) == 2

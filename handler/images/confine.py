@@ -45,7 +45,10 @@ _MACHINES = {"x86_64": (0xC000003E, _X86_64), "aarch64": (0xC00000B7, _AARCH64)}
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def confine(megabytes: int, parent: int) -> None:
+# What a confined process runs is not measured: it may write no file, its coverage included.
+
+
+def confine(megabytes: int, parent: int) -> None:  # pragma: no cover
     """Give up, for good, everything that decoding does not need.
 
     Only the files 0 to 3 are open, and no more can be. Memory may grow by `megabytes`. The process
@@ -70,16 +73,16 @@ def release_memory() -> None:
         _libc.malloc_trim(0)
 
 
-def _limit(kind: int, most: int) -> None:
+def _limit(kind: int, most: int) -> None:  # pragma: no cover
     resource.setrlimit(kind, (most, most))
 
 
-def _address_space() -> int:
+def _address_space() -> int:  # pragma: no cover
     with open("/proc/self/statm") as file:
         return int(file.read().split()[0]) * resource.getpagesize()
 
 
-def _prctl(option: int, value: int) -> None:
+def _prctl(option: int, value: int) -> None:  # pragma: no cover
     if _libc.prctl(option, *map(ctypes.c_ulong, (value, 0, 0, 0))):
         raise OSError(ctypes.get_errno(), f"prctl {option} failed")
 
@@ -90,7 +93,7 @@ class _Program(ctypes.Structure):
     _fields_ = [("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p)]
 
 
-def _allow_only_what_decoding_calls() -> None:
+def _allow_only_what_decoding_calls() -> None:  # pragma: no cover
     """Install the filter of system calls, where there is one for this machine and kernel.
 
     An emulated or an old kernel may have none. The limits above hold without it.

@@ -34,7 +34,10 @@ LARGE = 16 * 2**20
 ToPixels = Callable[[bytes, str, Limits], Decoded]
 
 
-def main(module: str, function: str) -> None:
+# What only another interpreter or a confined process runs is not measured.
+
+
+def main(module: str, function: str) -> None:  # pragma: no cover
     """Fork a decoder, or end one, whenever the service says so; leave when the service has left."""
     control = socket.socket(fileno=CONTROL)
     os.closerange(CONTROL + 1, os.sysconf("SC_OPEN_MAX"))
@@ -66,7 +69,7 @@ def to_pixels_of(module: str, function: str) -> ToPixels:
     return found
 
 
-def _silence() -> None:
+def _silence() -> None:  # pragma: no cover
     """Let standard input, output and error lead nowhere: decoders chatter, past any logging."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
@@ -74,7 +77,9 @@ def _silence() -> None:
     os.close(nowhere)
 
 
-def _fork(connection: int, to_pixels: ToPixels, megabytes: int, seconds: float) -> int:
+def _fork(  # pragma: no cover
+    connection: int, to_pixels: ToPixels, megabytes: int, seconds: float
+) -> int:
     """A new decoder that answers at `connection`: its process id."""
     zygote = os.getpid()
     child = os.fork()
@@ -95,7 +100,7 @@ def _fork(connection: int, to_pixels: ToPixels, megabytes: int, seconds: float) 
         os._exit(status)
 
 
-def _end(decoder: int) -> int:
+def _end(decoder: int) -> int:  # pragma: no cover
     """Kill a decoder, if it still lives, and all that it may have started: how it ended."""
     with suppress(ProcessLookupError):
         os.killpg(decoder, signal.SIGKILL)
