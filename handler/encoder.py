@@ -18,7 +18,7 @@ from handler.engines import Embedding, Embeddings, Engine, Pixels, load_engine
 from handler.errors import ModelUnhealthy
 from handler.images import s3, sandbox
 from handler.images.s3 import File, Image
-from handler.images.sandbox import Decoder
+from handler.images.sandbox import Decoder, Zygote
 from handler.images.wire import SIZE, Decoded
 from handler.model import Model
 from handler.outcome import Outcome
@@ -142,27 +142,27 @@ def _chunks(items: Iterator[T]) -> Iterator[list[T]]:
         yield chunk
 
 
-def load_encoder(config: Config) -> Encoder:
-    """Model folder -> primed encoder.
+def load_encoder(config: Config, zygote: Zygote | None = None) -> Encoder:
+    """Model folder -> primed encoder; `zygote` is what `sandbox.prepare` gave, if it was called.
 
     Raises:
         ModelError: the model folder cannot be used.
         ImportError: the engine asked for is not installed.
     """
     model = Model.load(config.model_dir)
-    decoder = sandbox.start(config)  # it gets ready by itself while the engine loads
+    decoder = sandbox.start(config, zygote)
     encoder = Encoder(load_engine(config, model), model, config, decoder)
     if model.weights == "synthetic":
         log.warning("the weights are SYNTHETIC: vectors are well-formed but mean nothing")
     return encoder
 
 
-def load_from_env() -> Encoder:
+def load_from_env(zygote: Zygote | None = None) -> Encoder:
     """Settings of the environment -> primed encoder; what prevents it is one line in the log."""
     try:
         config = Config.from_env()
         telemetry.configure(config.log_level)
-        return load_encoder(config)
+        return load_encoder(config, zygote)
     except Exception as error:
         telemetry.configure("INFO")
         log.critical("the service cannot start: %s", error)

@@ -30,7 +30,7 @@ from handler.errors import (
 )
 from handler.images import confine, sandbox, zygote
 from handler.images.formats import FORMATS
-from handler.images.sandbox import Sandbox, Unconfined
+from handler.images.sandbox import Sandbox, Unconfined, Zygote
 from handler.images.wire import ANSWER, REQUEST, Decoded, Limits
 from tests import bombs
 from tests.conftest import ROOT
@@ -45,7 +45,7 @@ EXPECTED = Unconfined().decode(PHOTO, CONFIG, lambda _: None)
 @pytest.fixture(scope="module")
 def box() -> Iterator[Sandbox]:
     """A sandbox whose decoders misbehave on request."""
-    box = Sandbox(CONFIG, ("tests.hostile", "to_pixels"))
+    box = Sandbox(CONFIG, Zygote(("tests.hostile", "to_pixels")))
     yield box
     box.close()
 
@@ -105,7 +105,7 @@ def test_a_decoder_can_reach_nothing(box: Sandbox, tmp_path: Path) -> None:
     victim.write_text("x")
     os.environ["AWS_SECRET_ACCESS_KEY"] = "not-for-decoders"
     try:
-        fresh = Sandbox(CONFIG, ("tests.hostile", "to_pixels"))
+        fresh = Sandbox(CONFIG, Zygote(("tests.hostile", "to_pixels")))
         with pytest.raises(InvalidImage) as caught:
             decode(fresh, bad("report", str(victim)))
         for process in fresh.processes():
@@ -183,7 +183,7 @@ def limits_of(pid: int) -> list[str]:
 def test_a_thousand_of_them_leave_nothing_behind() -> None:
     words = ["segfault", "leave", "garbage", "abort", "close", "spin", "allocate"]
     config = Config(decode_seconds=0.02, decode_mb=50)
-    box = Sandbox(config, ("tests.hostile", "to_pixels"))
+    box = Sandbox(config, Zygote(("tests.hostile", "to_pixels")))
     plain = Config(decode_seconds=2)
     assert decode(box, PHOTO) == EXPECTED
     gc.collect()
@@ -270,11 +270,12 @@ STOPPED = """
 import sys, threading, time
 from handler.config import Config
 from handler.images import sandbox
+from handler.images.sandbox import Zygote
 from tests.hostile import bad
 from tests.test_sandbox import EXPECTED, PHOTO
 
 sandbox.PATIENCE = 2.0
-box = sandbox.Sandbox(Config(), ("tests.hostile", "to_pixels"))
+box = sandbox.Sandbox(Config(), Zygote(("tests.hostile", "to_pixels")))
 box.decode(PHOTO, Config(), print)
 print("ready", flush=True)
 try:

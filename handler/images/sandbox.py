@@ -96,10 +96,19 @@ class Decoder(Protocol):
         """End every process."""
 
 
-def start(config: Config) -> Decoder:
-    """The sandbox, or, where the platform has none, the service itself and a warning."""
-    if platform.system() == "Linux":
-        return Sandbox(config)
+def prepare() -> "Zygote | None":
+    """Start the process that will fork decoders; it gets ready by itself. None: not on Linux."""
+    return Zygote() if platform.system() == "Linux" else None
+
+
+def start(config: Config, zygote: "Zygote | None" = None) -> Decoder:
+    """The sandbox, around what `prepare` gave, if it was called before.
+
+    Where the platform has none: the service itself, and a warning.
+    """
+    zygote = zygote or prepare()
+    if zygote is not None:
+        return Sandbox(config, zygote)
     log.warning("this platform cannot confine decoders: images are decoded in the service itself")
     return Unconfined()
 
@@ -141,13 +150,11 @@ class Unconfined:
 class Sandbox:
     """Decodes in confined processes, as many at once as this service has CPUs."""
 
-    def __init__(self, config: Config, decoder: tuple[str, str] = _DECODER) -> None:
-        """Start the zygote, which gets ready by itself meanwhile.
-
-        `decoder` names a module and in it the function that the processes run.
-        """
+    def __init__(self, config: Config, zygote: "Zygote | None" = None) -> None:
+        """Every process has the limits of `config`. `zygote`, by default a new one, is its own."""
         self._seconds = config.decode_seconds
-        self._zygote = _Zygote(decoder, config.decode_mb, config.decode_seconds)
+        self._megabytes = config.decode_mb
+        self._zygote = zygote or Zygote()
         self._idle: list[_Process] = []
         self._finalizer = weakref.finalize(self, _close_all, self._idle)
         self._free = threading.Semaphore(available_cpus())
@@ -162,7 +169,7 @@ class Sandbox:
                 log.warning("an image is decoded once more: %s", first.error)
             try:
                 # In a new process: whatever ended one may be about to end those that wait, too.
-                return self._attempt(self._zygote.fork(), data, kind, limits, spend)
+                return self._attempt(self._fork(), data, kind, limits, spend)
             except _Inconclusive as second:
                 raise second.error from None
 
@@ -201,13 +208,16 @@ class Sandbox:
         self._idle.append(process)
         return decoded
 
+    def _fork(self) -> "_Process":
+        return self._zygote.fork(self._megabytes, self._seconds)
+
     def _take(self) -> "_Process":
         """A process that waits for an image: one that has decoded before, or a new one."""
         while True:
             try:
                 process = self._idle.pop()
             except IndexError:
-                return self._zygote.fork()
+                return self._fork()
             if process.is_alive():
                 return process
             self._zygote.end(process)
@@ -345,12 +355,12 @@ class _Patience:
         raise Overloaded("the image could not be decoded in time: try again")
 
 
-class _Zygote:
+class Zygote:
     """The process that forks decoders, seen from the service. It is started again if it ends."""
 
-    def __init__(self, decoder: tuple[str, str], megabytes: int, seconds: float) -> None:
+    def __init__(self, decoder: tuple[str, str] = _DECODER) -> None:
+        """Start it. `decoder` names a module and in it the function that decoders run."""
         self._decoder = decoder
-        self._bounds = megabytes, seconds
         self._one_at_a_time = threading.Lock()
         self._start()
 
@@ -361,29 +371,29 @@ class _Zygote:
             self._pid = _spawn(theirs, self._decoder)
         self._finalizer = weakref.finalize(self, _stop, self._control, self._pid)
 
-    def fork(self) -> _Process:
-        """A new decoder.
+    def fork(self, megabytes: int, seconds: float) -> _Process:
+        """A new decoder, whose images may each take `megabytes`, and `seconds` of CPU time.
 
         Raises:
             InternalError: there is none to be had; the log says why.
         """
         with self._one_at_a_time:
-            reply = self._fork()
+            reply = self._fork(megabytes, seconds)
             if reply is None:  # the zygote has ended: killed, or out of memory
                 self._finalizer()
                 self._start()
-                reply = self._fork()
+                reply = self._fork(megabytes, seconds)
         if reply is None:
             log.error("the process that forks decoders cannot be started")
             raise InternalError("images cannot be decoded now; the fault is logged")
         return reply
 
-    def _fork(self) -> _Process | None:
+    def _fork(self, megabytes: int, seconds: float) -> _Process | None:
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):  # an answer fits whole, so that no end has to wait for the other
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * SIZE * SIZE * 3)
         with theirs:
-            pid = self._order(ORDER.pack(FORK, *self._bounds), [theirs.fileno()])
+            pid = self._order(ORDER.pack(FORK, megabytes, seconds), [theirs.fileno()])
         if pid is None:
             ours.close()
             return None
@@ -413,6 +423,7 @@ class _Zygote:
         return self._pid
 
     def close(self) -> None:
+        """End it, and its decoders with it."""
         with self._one_at_a_time:
             self._finalizer()
 
