@@ -131,10 +131,6 @@ def full_size(image: Image.Image) -> tuple[int, int]:
     return size
 
 
-_HIGH_BYTE = [value // 257 for value in range(65536)]
-"""16 bits -> 8: 65,535 becomes 255."""
-
-
 def correct(image: Image.Image) -> Image.Image:
     """What people expect and OpenAI's pipeline does not do; the result is RGB.
 
@@ -144,7 +140,8 @@ def correct(image: Image.Image) -> Image.Image:
     with suppress(Exception):  # of unreadable EXIF; a viewer would show the picture as it is
         ImageOps.exif_transpose(image, in_place=True)  # copies only what it turns
     if image.mode.startswith("I"):  # I;16 and its kin, and I: what Pillow makes of 16-bit PNGs
-        image = image.convert("I").point(_HIGH_BYTE, "L")
+        eight_bits = [value // 257 for value in range(65536)]  # 65,535 becomes 255
+        image = image.convert("I").point(eight_bits, "L")
     if image.has_transparency_data:
         return _on_white(image)
     return image if image.mode == "RGB" else image.convert("RGB")
