@@ -16,6 +16,7 @@ takes a few milliseconds.
 
 import itertools
 import logging
+import math
 import os
 import platform
 import select
@@ -280,7 +281,8 @@ class _Process:
             header = ANSWER.unpack(self._receive(ANSWER.size, patience))
             answered, done, seconds, length, name, width, height = header
             longest = SIZE * SIZE * 3 if done else _LONGEST_TEXT
-            if answered != number or length > longest:
+            plausible = answered == number and length <= longest and 0 <= seconds < math.inf
+            if not plausible:
                 raise _Garbled
             content = self._receive(length, patience)
         except OSError as error:  # the connection broke
