@@ -6,6 +6,7 @@ The photographs come with scikit-image and are in the public domain or CC0.
 """
 
 import io
+from functools import cache
 
 import numpy as np
 import skimage.data
@@ -42,6 +43,7 @@ def golden_image() -> bytes:
     return encoded(image, "JPEG", quality=85)
 
 
+@cache
 def parity_images() -> dict[str, bytes]:
     """Name -> encoded file, about forty. Few are square: those hide mistakes in resizing."""
     images = {f"photograph {name}": encoded(photograph(name), "PNG") for name in PHOTOGRAPHS}
