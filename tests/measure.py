@@ -4,7 +4,8 @@ import io
 import os
 import re
 import statistics
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,6 +73,24 @@ def children(parent: int) -> list[int]:
     """The processes that `parent` started, from whichever of its threads, and that still are."""
     tasks = Path(f"/proc/{parent}/task").iterdir()
     return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process is there, and not only its entry, which its parent has yet to read."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def all_end(pids: Iterable[int], seconds: float = 10) -> bool:
+    """Wait until none of the processes is running; whether that came about in time."""
+    deadline = time.monotonic() + seconds
+    while any(map(is_running, pids)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
 
 
 def growth(values: Sequence[float]) -> float:

@@ -35,7 +35,7 @@ from handler.images.wire import ANSWER, REQUEST, Decoded, Limits
 from tests import bombs
 from tests.conftest import ROOT
 from tests.hostile import bad
-from tests.measure import children, resident_megabytes
+from tests.measure import all_end, children, resident_megabytes
 
 CONFIG = Config(decode_seconds=0.3, decode_mb=200)
 PHOTO = bombs.encoded(Image.radial_gradient("L").convert("RGB").resize((300, 200)), "JPEG")
@@ -201,7 +201,7 @@ def test_a_thousand_of_them_leave_nothing_behind() -> None:
     assert open_files() <= files
     assert memory[-1] - memory[2] < 3, memory
     box.close()
-    assert not any(map(alive, left))
+    assert all_end(left)
 
 
 def test_the_time_that_an_image_took_is_told(box: Sandbox) -> None:
@@ -322,18 +322,7 @@ def test_no_process_outlives_the_service() -> None:
     run.kill()
     run.wait()
     run.stdout.close()
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and any(map(alive, (zygote_pid, decoder))):
-        time.sleep(0.01)
-    assert not alive(zygote_pid)
-    assert not alive(decoder)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
+    assert all_end((zygote_pid, decoder))
 
 
 def test_a_dead_sandbox_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

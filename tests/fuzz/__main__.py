@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from tests.fuzz import corpus
 from tests.fuzz.mutate import mutate_event, mutate_image
-from tests.measure import children
+from tests.measure import all_end, children
 
 ROOT = Path(__file__).parent.parent.parent
 CRASHES = ROOT / "tests" / "fixtures" / "crashes"
@@ -130,9 +130,10 @@ class Service:
         assert self.process.stdin
         self.process.stdin.close()
         self.process.wait()
-        left = [pid for pid in family if Path(f"/proc/{pid}").exists()]
-        if left or len(family) > 1 + (os.cpu_count() or 1):
-            sys.exit(f"of the processes {family} these are left: {left}")
+        if not all_end(family):
+            sys.exit(f"of the decoding processes {family} some go on without the service")
+        if len(family) > 1 + (os.cpu_count() or 1):
+            sys.exit(f"there are more decoding processes than CPUs: {family}")
         return f"{int(peak) / 1024:.0f} MB"
 
 
