@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -33,6 +34,7 @@ CACHE = ROOT / ".cache/arm64"
 
 ANSWER = """
 import json, pathlib, platform, sys
+sys.executable = sys.argv[2]  # what the sandbox starts its process with
 from handler.main import handler
 vectors = {name: handler(event, None)["embedding"] for name, event in json.load(sys.stdin).items()}
 answer = {"machine": platform.machine(), "python": platform.python_version(), "vectors": vectors}
@@ -123,14 +125,19 @@ def _once(name: str, make: Callable[[Path], None], newer_than: float = 0) -> Pat
     return done
 
 
-def _answer(command: list[str | Path], machine: str, model: Path, **variables: str) -> Vectors:
-    """What the handler answers when `command`, a Python of `machine`, runs it."""
+def _answer(
+    command: list[str | Path], python: str | Path, machine: str, model: Path, **variables: str
+) -> Vectors:
+    """What the handler answers when `command`, a Python of `machine`, runs it.
+
+    `python` is a program that does the same as `command`.
+    """
     file = CACHE / f"{machine}.json"
     file.unlink(missing_ok=True)
     environment = os.environ | {"CLIP_MODEL_DIR": str(model.absolute()), **variables}
     start = time.monotonic()
     subprocess.run(
-        [*command, "-c", ANSWER, file],
+        [*command, "-c", ANSWER, file, python],
         cwd=ROOT,
         env=environment,
         input=json.dumps(events()),
@@ -158,12 +165,25 @@ def _both(model: Path) -> tuple[Vectors, Vectors]:
     root, emulator = _once("root", _root), _once("emulator", _emulator)
     locked = (ROOT / "requirements.txt").stat().st_mtime
     wheels = _once("wheels", _wheels, newer_than=locked)
-    x86 = _answer([sys.executable], "x86_64", model)
+    x86 = _answer([sys.executable], sys.executable, "x86_64", model)
     python: list[str | Path] = [emulator / "usr/bin/qemu-aarch64", "-L", root]
     python.append(root / f"usr/bin/python{PYTHON}")
     threads = str(os.cpu_count() or 1)  # the emulator runs them side by side
     variables = {"QEMU_CPU": CPU, "OPENBLAS_NUM_THREADS": "1", "CLIP_THREADS": threads}
-    return x86, _answer(python, "aarch64", model, PYTHONPATH=f"{ROOT}:{wheels}", **variables)
+    variables |= {"CLIP_DECODE_SECONDS": "100", "CLIP_DECODE_MB": "4000"}  # emulation is slow
+    variables["PYTHONPATH"] = f"{ROOT}:{wheels}"
+    return x86, _answer(python, _program(python), "aarch64", model, **variables)
+
+
+def _program(command: list[str | Path]) -> Path:
+    """A program that runs `command`, for whoever can start a program only.
+
+    The kernel does not start another machine's. And it has no environment, as the sandbox has none.
+    """
+    program = CACHE / "python"
+    program.write_text(f'#!/bin/sh\nQEMU_CPU={CPU} exec {shlex.join(map(str, command))} "$@"\n')
+    program.chmod(0o755)
+    return program
 
 
 def main(arguments: list[str] | None = None) -> int:
