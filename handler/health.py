@@ -35,8 +35,8 @@ def self_check(engine: Engine, model: Model, decoder: Decoder) -> str | None:
 
 def _golden_cosine(engine: Engine, model: Model, decoder: Decoder) -> float:
     """Between the golden image's vector and the one that clip itself gave at export."""
-    # Under the default limits, except that it takes what time it takes: tight limits are no fault
-    # of the model, nor is a busy machine.
+    # Under the default limits on what an image may be: tight ones are no fault of the model. What
+    # it may cost, its process was told when it was started.
     decoded = decoder.decode(model.golden_image, Config(), spend=lambda _: None)
     pixels: NDArray[np.uint8] = np.frombuffer(decoded.pixels, np.uint8).reshape(1, SIZE, SIZE, 3)
     return float(engine.encode(pixels)[0] @ model.golden_embedding)

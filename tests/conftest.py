@@ -41,6 +41,7 @@ from handler.model import Model
 
 if TYPE_CHECKING:
     from export.checkpoint import Reference
+    from tests.slow import Slow
 
 ROOT = Path(__file__).parent.parent
 EMULATOR = os.environ.get("RIE") or shutil.which("aws-lambda-rie", path=Path(sys.executable).parent)
@@ -201,6 +202,15 @@ def cloud() -> Iterator[SimpleNamespace]:
             Bucket="photos", VersioningConfiguration={"Status": "Enabled"}
         )
         yield cloud
+
+
+@pytest.fixture(scope="module")
+def server(photo: bytes) -> Iterator["Slow"]:
+    """An AWS of raw sockets that hangs, drips and refuses, as the names of its objects say."""
+    from tests.slow import slow_aws
+
+    with slow_aws(photo) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,5 @@
 """What AWS's refusals mean to a caller, and which of them are worth another attempt."""
 
-from collections.abc import Iterator
-
 import pytest
 
 from events.generate import s3_notification, sqs
@@ -20,13 +18,7 @@ from handler.events.output import Entry
 from handler.images.s3 import Source
 from tests.aws import environment
 from tests.conftest import free_port, with_settings
-from tests.slow import Slow, slow_aws
-
-
-@pytest.fixture(scope="module")
-def server(photo: bytes) -> Iterator[Slow]:
-    with slow_aws(photo) as server:
-        yield server
+from tests.slow import Slow
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,19 +24,13 @@ from tests import bombs
 from tests.answers import INVOKE, assert_same
 from tests.aws import environment
 from tests.conftest import emulator, with_settings
-from tests.slow import WAYS, Slow, slow_aws
+from tests.slow import WAYS, Slow
 
 SCALE = 20
 """How many times shorter than in the service calls are here, so that tests do not wait for long."""
 GATEWAY = 29 / SCALE
 """When API Gateway gives up, at that scale."""
 OVER_HTTP = [way for way in WAYS if way != "drip-handshake"]
-
-
-@pytest.fixture(scope="module")
-def server(photo: bytes) -> Iterator[Slow]:
-    with slow_aws(photo) as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

@@ -68,16 +68,10 @@ SIGNATURES: tuple[tuple[int, bytes, str], ...] = (
     (0, b"RIFF", "a RIFF file that is no WebP"),
 )
 
-_BRANDS: tuple[tuple[bytes, str], ...] = (
-    (b"avif", "AVIF"),
-    (b"avis", "AVIF"),
-    (b"heic", "HEIC"),
-    (b"heix", "HEIC"),
-    (b"hevc", "HEIC"),
-    (b"hevx", "HEIC"),
-    (b"heim", "HEIC"),
-    (b"heis", "HEIC"),
-)
+_BRANDS = {
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    **dict.fromkeys((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis"), "HEIC"),
+}
 """Brands of ISO media, the telling ones. ``mif1`` alone says only that there is an image in it."""
 
 _TGA_FOOTER = b"TRUEVISION-XFILE.\0"
@@ -110,8 +104,7 @@ def _by_brand(head: bytes) -> str:
     """AVIF or HEIC, by the brands in the file's first box, of which the first is the major one."""
     length = int.from_bytes(head[:4], "big")
     brands = [head[8:12], *(head[at : at + 4] for at in range(16, min(length, len(head)), 4))]
-    known = dict(_BRANDS)
-    kinds = [known[brand] for brand in brands if brand in known]
+    kinds = [_BRANDS[brand] for brand in brands if brand in _BRANDS]
     if kinds:
         return kinds[0]
     # An image of which nothing says how it is compressed: libavif finds out.
