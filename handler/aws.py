@@ -8,6 +8,7 @@ resolver gives up by itself, after some seconds.) No threads are shared, so call
 no others.
 """
 
+import logging
 import math
 import random
 import socket
@@ -17,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import suppress
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from functools import cache, partial
 from typing import Any, Generic, TypeVar
 
@@ -107,7 +108,8 @@ class _Call(Generic[T]):
         self._stopped = threading.Event()
         self._socket: socket.socket | None = None
         self._lock = threading.Lock()  # around the socket
-        threading.Thread(target=self._run, args=(work,), name="aws", daemon=True).start()
+        run = partial(copy_context().run, self._run, work)  # its lines in the log are the request's
+        threading.Thread(target=run, name="aws", daemon=True).start()
 
     def is_in_time(self) -> bool:
         """Wait for the result, or for the deadline: whether there is a result."""
@@ -249,10 +251,17 @@ def _make_client(service: str) -> Any:
         max_pool_connections=2 * AHEAD,
     )
     made = boto3.client(service, config=settings)
+    logging.getLogger("urllib3.connection").addFilter(_is_of_a_call_that_goes_on)
     # boto3 has no setting for this: what makes its connections, by the scheme of their URLs.
     kinds = made._endpoint.http_session._pool_classes_by_scheme
     kinds.update({scheme: _watched(kind) for scheme, kind in kinds.items()})
     return made
+
+
+def _is_of_a_call_that_goes_on(_: logging.LogRecord) -> bool:
+    """Not what urllib3 makes of an answer that was cut short because its call was stopped."""
+    call = _call.get()
+    return call is None or not call.is_stopped()
 
 
 def _watched(pool: Any) -> Any:

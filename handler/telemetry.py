@@ -55,9 +55,10 @@ def _is_among_the_first(record: logging.LogRecord) -> bool:
     request = _record.get()
     if request is None:
         return True
-    lines = request.setdefault("library_lines", 0) + 1
-    request["library_lines"] = lines
-    return bool(lines <= MOST_LIBRARY_LINES)
+    with _adding:
+        lines = int(request.get("library_lines", 0)) + 1
+        request["library_lines"] = lines
+    return lines <= MOST_LIBRARY_LINES
 
 
 @contextmanager

@@ -145,7 +145,7 @@ def _drip_body(connection: socket.socket, answer: bytes) -> None:
 
 
 def _drip_head(connection: socket.socket, answer: bytes) -> None:
-    _drip(connection, b"HTTP/1.1 200 OK\r\n" + b"X-More: and more\r\n" * 1000)
+    _drip(connection, b"HTTP/1.1 200 OK\r\n" + b"X-" + b"More" * 1000)
 
 
 def _drip_handshake(connection: socket.socket, answer: bytes) -> None:

@@ -9,8 +9,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pytest
 
 from events.generate import PHOTO
 from handler import telemetry
+from handler.aws import Calls
 from handler.errors import ClipError
 from tests.test_every_way_in import event, main
 
@@ -261,12 +261,13 @@ warnings.warn("odd", UserWarning)
 
 def test_a_library_says_little_of_one_request(lines: Any) -> None:
     """In whichever thread; and the next request's first words are heard again."""
+    warn = partial(logging.getLogger("botocore").warning, "odd")
     for name in "ab":
-        with telemetry.request("direct", name), ThreadPoolExecutor(1) as thread:
+        with telemetry.request("direct", name), Calls() as calls:
             for _ in range(20):
-                thread.submit(copy_context().run, logging.getLogger("PIL").warning, "odd").result()
+                calls.begin(warn, late=warn)()
     found = [line.get("library", line.get("library_lines")) for line in lines()]
-    assert found == [*["PIL"] * 3, 20, *["PIL"] * 3, 20]
+    assert found == [*["botocore"] * 3, 20, *["botocore"] * 3, 20]
 
 
 HOSTILE = [
