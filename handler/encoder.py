@@ -17,8 +17,9 @@ from handler.config import Config, available_cpus
 from handler.engines import Embedding, Embeddings, Engine, Pixels, load_engine
 from handler.errors import ModelUnhealthy
 from handler.images import s3, sandbox
+from handler.images.processes import Zygote
 from handler.images.s3 import File, Image
-from handler.images.sandbox import Decoder, Zygote
+from handler.images.sandbox import Decoder
 from handler.images.wire import SIZE, Decoded
 from handler.model import Model
 from handler.outcome import Outcome

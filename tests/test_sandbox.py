@@ -28,9 +28,10 @@ from handler.errors import (
     Overloaded,
     TooManyPixels,
 )
-from handler.images import confine, sandbox, zygote
+from handler.images import confine, processes, sandbox, zygote
 from handler.images.formats import FORMATS, sniff
-from handler.images.sandbox import Sandbox, Unconfined, Zygote
+from handler.images.processes import Zygote
+from handler.images.sandbox import Sandbox, Unconfined
 from handler.images.wire import ANSWER, REQUEST, Decoded, Limits
 from tests import bombs
 from tests.conftest import ROOT
@@ -54,7 +55,7 @@ def decode(box: Sandbox, data: bytes, config: Config = CONFIG) -> Decoded:
     return box.decode(data, config, lambda _: None)
 
 
-def processes(box: Sandbox) -> set[int]:
+def family(box: Sandbox) -> set[int]:
     """The zygote and all of its decoders."""
     zygote_pid = box.processes()[0]
     return {zygote_pid, *children(zygote_pid)}
@@ -92,7 +93,7 @@ def test_a_decoder_that_misbehaves_costs_its_image_only(
 def test_a_decoder_that_answers_late_is_ended(
     box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sandbox, "PATIENCE", 1.0)
+    monkeypatch.setattr(processes, "PATIENCE", 1.0)
     with pytest.raises(Overloaded):
         decode(box, bad("late", "30"))
     monkeypatch.undo()
@@ -196,7 +197,7 @@ def test_a_thousand_of_them_leave_nothing_behind() -> None:
             gc.collect()
             memory.append(resident_megabytes())
     assert decode(box, PHOTO) == EXPECTED
-    left = processes(box)
+    left = family(box)
     assert len(left) == 2
     assert open_files() <= files
     assert memory[-1] - memory[2] < 3, memory
@@ -218,11 +219,11 @@ def test_the_time_that_an_image_took_is_told(box: Sandbox) -> None:
 
 def test_a_refusal_costs_no_process(box: Sandbox) -> None:
     decode(box, PHOTO)
-    before = processes(box)
+    before = family(box)
     for _ in range(3):
         with pytest.raises(ClipError):
             decode(box, PHOTO[:-100])
-    assert processes(box) == before
+    assert family(box) == before
 
 
 def test_images_are_decoded_side_by_side_and_no_more_than_there_are_cpus(box: Sandbox) -> None:
@@ -272,12 +273,12 @@ def test_a_killed_zygote_is_replaced(box: Sandbox) -> None:
 STOPPED = """
 import sys, threading, time
 from handler.config import Config
-from handler.images import sandbox
-from handler.images.sandbox import Zygote
+from handler.images import processes, sandbox
+from handler.images.processes import Zygote
 from tests.hostile import bad
 from tests.test_sandbox import EXPECTED, PHOTO
 
-sandbox.PATIENCE = 2.0
+processes.PATIENCE = 2.0
 box = sandbox.Sandbox(Config(), Zygote(("tests.hostile", "to_pixels")))
 box.decode(PHOTO, Config(), print)
 print("ready", flush=True)

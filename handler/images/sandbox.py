@@ -14,66 +14,28 @@ that ends, for whatever reason, takes one image with it. The next image gets a n
 takes a few milliseconds.
 """
 
-import itertools
 import logging
-import math
 import os
 import platform
-import select
 import signal
-import socket
-import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
-from functools import partial
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from handler.config import Config, available_cpus
 from handler.errors import (
     ClipError,
-    ExtremeShape,
     ImageTooCostly,
     ImageTooLarge,
     InternalError,
     InvalidImage,
     MissingField,
     Overloaded,
-    TooManyPixels,
-    TruncatedImage,
 )
-from handler.images.formats import FORMATS, sniff
-from handler.images.wire import (
-    ANSWER,
-    CONTROL,
-    END,
-    FORK,
-    NOT_CONFINED,
-    ORDER,
-    REPLY,
-    REQUEST,
-    SIZE,
-    Decoded,
-    Limits,
-)
-
-PATIENCE = 30.0
-"""Seconds to wait for a decoder that uses no CPU time, so that its timer does not end it."""
-
-_SLICE = 1.0
-_DECODER = "handler.images.decode", "to_pixels"
-_ERRORS = {
-    error.code: error
-    for error in (TooManyPixels, ExtremeShape, TruncatedImage, InvalidImage, ImageTooCostly)
-}
-"""What a decoder may answer instead of pixels."""
-_LONGEST_TEXT = 1000
-
-T = TypeVar("T")
-Spend = Callable[[float], object]
-"""Is told the seconds of CPU that an image took."""
+from handler.images.formats import sniff
+from handler.images.processes import Ended, Garbled, Process, Spend, Zygote
+from handler.images.wire import NOT_CONFINED, Decoded, Limits
 
 log = logging.getLogger("clip")
 
@@ -97,12 +59,12 @@ class Decoder(Protocol):
         """End every process."""
 
 
-def prepare() -> "Zygote | None":
+def prepare() -> Zygote | None:
     """Start the process that will fork decoders; it gets ready by itself. None: not on Linux."""
     return Zygote() if platform.system() == "Linux" else None
 
 
-def start(config: Config, zygote: "Zygote | None" = None) -> Decoder:
+def start(config: Config, zygote: Zygote | None = None) -> Decoder:
     """The sandbox, around what `prepare` gave, if it was called before.
 
     Where the platform has none: the service itself, and a warning.
@@ -151,12 +113,12 @@ class Unconfined:
 class Sandbox:
     """Decodes in confined processes, as many at once as this service has CPUs."""
 
-    def __init__(self, config: Config, zygote: "Zygote | None" = None) -> None:
+    def __init__(self, config: Config, zygote: Zygote | None = None) -> None:
         """Every process has the limits of `config`. `zygote`, by default a new one, is its own."""
         self._seconds = config.decode_seconds
         self._megabytes = config.decode_mb
         self._zygote = zygote or Zygote()
-        self._idle: list[_Process] = []
+        self._idle: list[Process] = []
         self._finalizer = weakref.finalize(self, _close_all, self._idle)
         self._free = threading.Semaphore(available_cpus())
 
@@ -185,7 +147,7 @@ class Sandbox:
 
     def _attempt(
         self,
-        process: "_Process",
+        process: Process,
         data: bytes | memoryview,
         kind: str,
         limits: Limits,
@@ -193,9 +155,9 @@ class Sandbox:
     ) -> Decoded:
         try:
             decoded = process.decode(data, kind, limits, spend)
-        except _Ended:
+        except Ended:
             raise self._reason(self._zygote.end(process), kind, spend) from None
-        except _Garbled:
+        except Garbled:
             self._zygote.end(process)
             # Perhaps it is the rest of an answer to the image before.
             error = InvalidImage(f"the {kind} image is corrupt: its decoder answers nonsense")
@@ -209,10 +171,10 @@ class Sandbox:
         self._idle.append(process)
         return decoded
 
-    def _fork(self) -> "_Process":
+    def _fork(self) -> Process:
         return self._zygote.fork(self._megabytes, self._seconds)
 
-    def _take(self) -> "_Process":
+    def _take(self) -> Process:
         """A process that waits for an image: one that has decoded before, or a new one."""
         while True:
             try:
@@ -242,7 +204,7 @@ class Sandbox:
         return InvalidImage(f"the {kind} image is corrupt: its decoder crashes")
 
 
-def _close_all(idle: "list[_Process]") -> None:
+def _close_all(idle: list[Process]) -> None:
     for process in idle:
         process.close()
     idle.clear()
@@ -253,211 +215,3 @@ class _Inconclusive(Exception):
 
     def __init__(self, error: ClipError) -> None:
         self.error = error
-
-
-class _Ended(Exception):
-    """The process at the other end is gone."""
-
-
-class _Garbled(Exception):
-    """The process does not keep to the form of an answer."""
-
-
-class _Process:
-    """A decoder, seen from the service."""
-
-    def __init__(self, pid: int, connection: socket.socket) -> None:
-        self.pid = pid
-        self._connection = connection
-        self._numbers = itertools.count(1)
-
-    def decode(self, data: bytes | memoryview, kind: str, limits: Limits, spend: Spend) -> Decoded:
-        number = next(self._numbers)
-        patience = _Patience()
-        request = REQUEST.pack(number, len(data), kind.encode(), *limits)
-        try:
-            self._send(request, patience)
-            self._send(data, patience)
-            header = ANSWER.unpack(self._receive(ANSWER.size, patience))
-            answered, done, seconds, length, name, width, height = header
-            longest = SIZE * SIZE * 3 if done else _LONGEST_TEXT
-            plausible = answered == number and length <= longest and 0 <= seconds < math.inf
-            if not plausible:
-                raise _Garbled
-            content = self._receive(length, patience)
-        except OSError as error:  # the connection broke
-            raise _Ended from error
-        spend(seconds)
-        if not done:
-            raise _error(content)
-        return _image(content, name, width, height)
-
-    def is_alive(self) -> bool:
-        """Whether it still waits for an image: its end of the connection is open, and silent."""
-        poll = select.poll()
-        poll.register(self._connection, select.POLLIN)
-        return not poll.poll(0)
-
-    def close(self) -> None:
-        """Close the connection, which ends it if it waits for an image."""
-        self._connection.close()
-
-    def _send(self, data: bytes | memoryview, patience: "_Patience") -> None:
-        rest = memoryview(data)
-        while rest:
-            sent = patience.wait(partial(self._connection.send, rest))
-            rest = rest[sent:]
-
-    def _receive(self, length: int, patience: "_Patience") -> bytes:
-        buffer = bytearray(length)
-        rest = memoryview(buffer)
-        while rest:
-            count = patience.wait(partial(self._connection.recv_into, rest))
-            if count == 0:
-                raise _Ended
-            rest = rest[count:]
-        return bytes(buffer)
-
-
-def _error(content: bytes) -> ClipError:
-    code, _, detail = content.decode("utf-8", "replace").partition(" ")
-    if code not in _ERRORS:
-        raise _Garbled
-    return _ERRORS[code](detail)
-
-
-def _image(content: bytes, name: bytes, width: int, height: int) -> Decoded:
-    kind = name.rstrip(b"\0").decode("ascii", "replace")
-    if len(content) != SIZE * SIZE * 3 or kind not in {*FORMATS, "MPO"}:
-        raise _Garbled
-    return Decoded(content, kind, (width, height))
-
-
-class _Patience:
-    """A limit on waiting that a pause of the whole machine does not use up.
-
-    Lambda freezes an environment between requests, for hours. A wait is therefore made of slices of
-    a second, and no slice counts for more than that, whatever the clock says.
-    """
-
-    def __init__(self) -> None:
-        self._left = PATIENCE
-
-    def wait(self, operation: Callable[[], T]) -> T:
-        """What `operation`, on a socket with a timeout of a slice, returns in the end."""
-        while self._left > 0:
-            begin = time.monotonic()
-            try:
-                return operation()
-            except TimeoutError:
-                continue
-            finally:
-                self._left -= min(time.monotonic() - begin, _SLICE)
-        log.warning("a decoder did not answer in %g seconds", PATIENCE)
-        raise Overloaded("the image could not be decoded in time: try again")
-
-
-class Zygote:
-    """The process that forks decoders, seen from the service. It is started again if it ends."""
-
-    def __init__(self, decoder: tuple[str, str] = _DECODER) -> None:
-        """Start it. `decoder` names a module and in it the function that decoders run."""
-        self._decoder = decoder
-        self._one_at_a_time = threading.Lock()
-        self._start()
-
-    def _start(self) -> None:
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._control.settimeout(PATIENCE)
-        with theirs:
-            self._pid = _spawn(theirs, self._decoder)
-        self._finalizer = weakref.finalize(self, _stop, self._control, self._pid)
-
-    def fork(self, megabytes: int, seconds: float) -> _Process:
-        """A new decoder, whose images may each take `megabytes`, and `seconds` of CPU time.
-
-        Raises:
-            InternalError: there is none to be had; the log says why.
-        """
-        with self._one_at_a_time:
-            reply = self._fork(megabytes, seconds)
-            if reply is None:  # the zygote has ended: killed, or out of memory
-                self._finalizer()
-                self._start()
-                reply = self._fork(megabytes, seconds)
-        if reply is None:
-            log.error("the process that forks decoders cannot be started")
-            raise InternalError("images cannot be decoded now; the fault is logged")
-        return reply
-
-    def _fork(self, megabytes: int, seconds: float) -> _Process | None:
-        ours, theirs = socket.socketpair()
-        for end in (ours, theirs):  # an answer fits whole, so that no end has to wait for the other
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * SIZE * SIZE * 3)
-        with theirs:
-            pid = self._order(ORDER.pack(FORK, megabytes, seconds), [theirs.fileno()])
-        if pid is None:
-            ours.close()
-            return None
-        ours.settimeout(_SLICE)
-        return _Process(pid, ours)
-
-    def end(self, process: _Process) -> int | None:
-        """Kill `process` unless it has ended. How it ended, as `os.waitpid` says it.
-
-        None: not known, because its zygote has ended too.
-        """
-        process.close()
-        with self._one_at_a_time:
-            return self._order(ORDER.pack(END, process.pid, 0), [])
-
-    def _order(self, message: bytes, files: list[int]) -> int | None:
-        try:
-            socket.send_fds(self._control, [message], files)
-            reply = self._control.recv(REPLY.size)
-        except OSError:
-            return None
-        return int(REPLY.unpack(reply)[0]) if reply else None
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        return self._pid
-
-    def close(self) -> None:
-        """End it, and its decoders with it."""
-        with self._one_at_a_time:
-            self._finalizer()
-
-
-_BOOT = (
-    "import sys; sys.path[:] = sys.argv[3:]; "
-    "from handler.images import zygote; zygote.main(*sys.argv[1:3])"
-)
-
-
-def _spawn(control: socket.socket, decoder: tuple[str, str]) -> int:
-    """Start the zygote as a new interpreter: the id of its process.
-
-    A fork of the service would be cheaper to start. But it would carry the service's memory, with
-    AWS's credentials in it, and it is not safe once the service has threads.
-    """
-    # Of the environment, only where the interpreter's own libraries lie: Lambda's Python needs it.
-    environment = {k: v for k, v in os.environ.items() if k == "LD_LIBRARY_PATH"}
-    options = ["-I", "-S", "-W", "ignore", *(["-B"] if sys.dont_write_bytecode else [])]
-    search = [os.path.abspath(path) for path in sys.path]
-    control.set_inheritable(True)  # dup2 leaves it closed on exec if it is that number already
-    return os.posix_spawn(
-        sys.executable,
-        [sys.executable, *options, "-c", _BOOT, *decoder, *search],
-        environment,
-        file_actions=[(os.POSIX_SPAWN_DUP2, control.fileno(), CONTROL)],
-        setsid=True,  # Ctrl-C is for the service, which finishes what it began
-    )
-
-
-def _stop(control: socket.socket, pid: int) -> None:
-    """Let the zygote see that its service is gone; it ends, and its decoders with it."""
-    control.close()
-    with suppress(ChildProcessError):  # the program around us may have waited for it
-        os.waitpid(pid, 0)

@@ -1,6 +1,6 @@
 """The program that decodes: a small process that forks decoders, and what a decoder does.
 
-``sandbox.py`` starts it, with nothing in its environment, and speaks to it over a socket pair. It
+``processes.py`` starts it, with nothing in its environment, and speaks to it over a socket pair. It
 has one thread and has imported all that decoding needs, so that to fork it is safe at any time and
 takes a few milliseconds. It never sees an image; its children, the decoders, see nothing else.
 """
