@@ -155,7 +155,6 @@ class _Reader:
         self.parts: list[Part] = []
         self.ended = False
         self._view = memoryview(body)
-        self._body = body
         self._most = most
         self._header = bytearray()
         self._value = bytearray()
@@ -188,9 +187,8 @@ class _Reader:
         self._value.clear()
 
     def _take(self, data: bytes, start: int, end: int) -> None:
-        # Content that looks like the beginning of a boundary comes in a buffer of the parser's own.
-        source = self._view if data is self._body else memoryview(bytes(data))
-        self._pieces.append(source[start:end])
+        # `data` is the whole body, which the parser got at once. A view of it copies nothing.
+        self._pieces.append(self._view[start:end])
 
     def _end_part(self) -> None:
         one = self._pieces[0] if len(self._pieces) == 1 else memoryview(b"".join(self._pieces))
