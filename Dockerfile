@@ -39,20 +39,29 @@ RUN case "$TORCH" in \
 # --- checkpoint -> model, behind the parity gate ----------------------------------------------------
 FROM torch AS export
 ARG WEIGHTS=openai
+ARG PROFILE=exact
 COPY handler/ handler/
 COPY export/ export/
 # The pattern makes the checkpoint optional: where it lies in the context nothing is downloaded.
 COPY requirements-torch.txt ViT-B-32.p[t] ./
 RUN mkdir -p ~/.cache/clip && if [ -f ViT-B-32.pt ]; then ln -s "$PWD/ViT-B-32.pt" ~/.cache/clip/; fi; \
+    case "$PROFILE" in \
+        exact) precision=fp32; weights="visual.onnx visual.onnx.data" ;; \
+        fast)  precision=int8; weights=visual.int8.onnx ;; \
+        *)     echo "PROFILE is exact or fast, not '$PROFILE'" >&2; exit 2 ;; \
+    esac; \
+    export="python -m export --out /model --precision $precision"; \
     case "$WEIGHTS" in \
-        openai)    python -m export --out /model ;; \
-        custom)    python -m export --out /model --checkpoint ViT-B-32.pt ;; \
-        synthetic) python -m export --out /model --synthetic ;; \
+        openai)    $export ;; \
+        custom)    $export --checkpoint ViT-B-32.pt ;; \
+        synthetic) $export --synthetic ;; \
         *)         echo "WEIGHTS is openai, custom or synthetic, not '$WEIGHTS'" >&2; exit 2 ;; \
     esac || { echo "docker build: no model. Put the official ViT-B-32.pt beside the Dockerfile, or build" \
                    "with --build-arg WEIGHTS=synthetic to try things out: its vectors mean nothing." >&2; \
               exit 1; }; \
-    rm -rf ~/.cache/clip && chmod -R a+rX /model
+    rm -rf ~/.cache/clip && chmod -R a+rX /model \
+    # What the function needs of it: one precision's weights, and none of torch's.
+    && mkdir /function && cd /model && cp -l model.json $weights /function/
 
 # --- target `server`: uvicorn and the torch engine, on CUDA where there is one ----------------------
 FROM torch AS server
@@ -72,8 +81,11 @@ CMD ["python", "-m", "uvicorn", "handler.main:app", "--no-access-log", "--host",
 # No USER: Lambda runs every image as its own unprivileged user, and `sam local` refuses another.
 FROM ${BASE_IMAGE} AS lambda
 ARG WEIGHTS=openai
-LABEL clip.weights=${WEIGHTS}
+ARG PROFILE=exact
+LABEL clip.weights=${WEIGHTS} clip.profile=${PROFILE}
+# The image holds the weights of this profile only.
+ENV CLIP_PROFILE=${PROFILE}
 COPY --from=packages /packages/ ./
-COPY --from=export /model/model.json /model/visual.onnx /model/visual.onnx.data model/
+COPY --from=export /function/ model/
 COPY --from=packages /code/ ./
 CMD ["handler.main.handler"]

@@ -3,12 +3,16 @@
 HOST      := 127.0.0.1
 PORT      ?= 3000
 WEIGHTS   ?= openai
+PROFILE   ?= exact
 MODEL_DIR ?= model
 TORCH     ?= cpu
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+MODEL_exact := $(MODEL_DIR)/model.json
+MODEL_fast  := $(MODEL_DIR)/visual.int8.onnx
+MODEL       := $(or $(MODEL_$(PROFILE)),$(error PROFILE is exact or fast, not '$(PROFILE)'))
 EXPORTER := $(VENV)/.export-$(TORCH)
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
@@ -18,18 +22,21 @@ PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1 - /p' Makefile
 
-run: $(EXPORTER) $(MODEL_DIR)/model.json  ## serve on PORT=3000, for this machine alone unless HOST=0.0.0.0 (WEIGHTS=openai|synthetic, MODEL_DIR=model)
-	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/uvicorn handler.main:app --no-access-log --host $(HOST) --port $(PORT)
+run: $(EXPORTER) $(MODEL)  ## serve on PORT=3000, for this machine alone unless HOST=0.0.0.0 (WEIGHTS=openai|synthetic, PROFILE=exact|fast, MODEL_DIR=model)
+	CLIP_PROFILE=$(PROFILE) CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/uvicorn handler.main:app --no-access-log --host $(HOST) --port $(PORT)
 
-model: $(EXPORTER)  ## export the model again, into MODEL_DIR (CHECKPOINT=FILE for weights of your own)
+model: $(EXPORTER)  ## export the model again, into MODEL_DIR (CHECKPOINT=FILE for weights of your own, PROFILE=fast: int8 too)
 	$(BIN)/python -m export --out $(MODEL_DIR) $(EXPORT)
 
-$(MODEL_DIR)/model.json: | $(EXPORTER)
+# What is there is not made again. A model without int8 is exported again when `fast` is asked for.
+$(MODEL_DIR)/model.json $(MODEL_DIR)/visual.int8.onnx: | $(EXPORTER)
 	$(BIN)/python -m export --out $(MODEL_DIR) $(EXPORT)
 
 EXPORT_openai    := --or-synthetic
 EXPORT_synthetic := --synthetic
-EXPORT           := $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT),$(EXPORT_$(WEIGHTS)))
+EXPORT_exact     :=
+EXPORT_fast      := --precision int8
+EXPORT           := $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT),$(EXPORT_$(WEIGHTS))) $(EXPORT_$(PROFILE))
 
 # Two processes share the tests, file by file. Torch gets one thread in each: two would spend their
 # time waiting for those of the other process.
@@ -71,8 +78,8 @@ proof: $(VENV)/.dev $(MODEL_DIR)/model.json  ## 10,000 good and bad objects thro
 
 # Lambda refuses an image index, which is what BuildKit's attestations would make of it.
 DOCKER ?= docker
-image:  ## the Lambda image, clip-image-encoder (WEIGHTS=openai|custom|synthetic)
-	BUILDX_NO_DEFAULT_ATTESTATIONS=1 $(DOCKER) build --build-arg WEIGHTS=$(WEIGHTS) --tag clip-image-encoder .
+image:  ## the Lambda image, clip-image-encoder (WEIGHTS=openai|custom|synthetic, PROFILE=exact|fast)
+	BUILDX_NO_DEFAULT_ATTESTATIONS=1 $(DOCKER) build --build-arg WEIGHTS=$(WEIGHTS) --build-arg PROFILE=$(PROFILE) --tag clip-image-encoder .
 
 contents:  ## what the Lambda image holds: every package and its version
 	@$(DOCKER) run --rm --entrypoint python clip-image-encoder -m pip list --path . --format freeze

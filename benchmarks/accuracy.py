@@ -13,7 +13,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from export.images import PHOTOGRAPHS, encoded, photograph
-from handler.config import Config
+from handler.config import PROFILES, Config
 from handler.engines import Engine, load_engine
 from handler.images.sandbox import Unconfined
 from handler.images.wire import SIZE
@@ -55,7 +55,7 @@ def main() -> None:
     """Print one line a photograph: the smallest cosine, and the size that gave it."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
     parser.add_argument("--model", type=Path, default=Path(".cache/benchmark/model"))
-    parser.add_argument("--draft", type=int, default=Config().jpeg_draft)
+    parser.add_argument("--draft", type=int, default=PROFILES["fast"]["jpeg_draft"])
     options = parser.parse_args()
     engine = load_engine(Config(engine="onnx"), Model.load(options.model))
     worst: dict[str, tuple[float, tuple[int, int]]] = {}

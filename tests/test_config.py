@@ -196,6 +196,14 @@ def _cgroup(folder: Path, files: dict[str, str]) -> Path:
             "CLIP_PRECISION must be one of fp32, int8, not 'fp8'",
         ),
         (
+            {"CLIP_PROFILE": "slow"},
+            "CLIP_PROFILE must be one of exact, fast, not 'slow'",
+        ),
+        (
+            {"CLIP_PROFILE": "fast", "CLIP_ENGINE": "torch"},
+            "CLIP_PROFILE=fast needs the onnx engine: set CLIP_ENGINE to onnx or auto",
+        ),
+        (
             {"CLIP_PREPROCESS": "raw"},
             "CLIP_PREPROCESS must be one of openai, corrected, not 'raw'",
         ),
@@ -214,6 +222,18 @@ def test_what_is_wrong_is_said_in_these_words(env: dict[str, str], message: str)
     with pytest.raises(ConfigError) as caught:
         Config.from_env(env)
     assert str(caught.value) == message
+
+
+def test_a_profile_is_one_word_for_several_settings() -> None:
+    def chosen(**env: str) -> tuple[str, int]:
+        config = Config.from_env({f"CLIP_{name}": value for name, value in env.items()})
+        return config.precision, config.jpeg_draft
+
+    assert chosen() == chosen(PROFILE="exact") == chosen(PROFILE="") == ("fp32", 0)
+    assert chosen(PROFILE="fast") == chosen(PROFILE=" fast ") == ("int8", 720)
+    assert chosen(PROFILE="fast", JPEG_DRAFT="0") == ("int8", 0)
+    assert chosen(PROFILE="fast", PRECISION="fp32") == ("fp32", 720)
+    assert chosen(PROFILE="exact", JPEG_DRAFT="720") == ("fp32", 720)
 
 
 @pytest.mark.parametrize("engine", ["onnx", "auto"])
