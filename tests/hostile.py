@@ -58,8 +58,8 @@ def _abort(_: str) -> None:
     os.abort()
 
 
-def _leave(_: str) -> None:
-    os._exit(0)
+def _leave(argument: str) -> None:
+    os._exit(int(argument or 0))
 
 
 def _chatter(_: str) -> None:

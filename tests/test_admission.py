@@ -1,16 +1,18 @@
 """Bodies that arrive at the same time, step by step. With sockets and in time: test_server.py."""
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 
 import pytest
-from fastapi import Request
+from fastapi import Request, Response
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from handler.config import Config
-from handler.errors import BodyTooLarge, BodyTooSlow, Overloaded
-from handler.http.admission import Bodies
+from handler.config import Config, available_cpus
+from handler.errors import BodyTooLarge, BodyTooSlow, NotAnImage, Overloaded
+from handler.http.admission import Admission, Bodies
+from handler.http.bodies import Body
 
 
 class Sender:
@@ -148,6 +150,73 @@ def test_who_is_no_longer_new_may_be_the_slowest_itself(monkeypatch: pytest.Monk
     run(scenario)
 
 
+def test_who_has_just_begun_is_not_the_slowest_however_slow() -> None:
+    async def scenario(bodies: Bodies) -> None:
+        slow = Sender(bodies)
+        slow.send(b"y")
+        await settle()
+        await asyncio.sleep(0.3)
+        others = [Sender(bodies) for _ in range(4)]
+        for other in others:
+            other.send(b"x" * 9)
+        await settle()
+        slow.send(b"y" * 4, last=True)
+        assert await slow.answer() == b"yyyyy"
+        await settle()
+        assert sum(other.result.done() for other in others) == 1
+        for other in others:
+            other.leave()
+            with pytest.raises((BodyTooSlow, ClientDisconnect)):
+                await other.answer()
+
+    run(scenario)
+
+
+def test_every_upload_that_comes_on_top_costs_another() -> None:
+    async def scenario(bodies: Bodies) -> None:
+        senders = []
+        for number in range(10):
+            senders.append(Sender(bodies))
+            senders[-1].send(b"x" * 10)
+            await settle()
+            sent_away = sum(sender.result.done() for sender in senders)
+            assert sent_away == max(0, number + 1 - 4)
+        for sender in senders:
+            sender.leave()
+            with pytest.raises((BodyTooSlow, ClientDisconnect)):
+                await sender.answer()
+
+    run(scenario)
+
+
+def test_what_a_sender_is_told_word_for_word() -> None:
+    async def scenario() -> None:
+        bodies = Bodies(Config(max_body_bytes=1000, body_seconds=0.05))
+        with pytest.raises(BodyTooSlow) as late:
+            await Sender(bodies).answer()
+        large = Sender(bodies)
+        large.send(b"x" * 1001)
+        with pytest.raises(BodyTooLarge) as over:
+            await large.answer()
+        held = [Sender(bodies) for _ in range(4)]
+        for sender in held:
+            sender.send(b"x" * 1000, last=True)
+        await settle()
+        newest = Sender(bodies)
+        newest.send(b"y")
+        with pytest.raises(Overloaded) as short:
+            await newest.answer()
+        for sender in held:
+            await sender.answer()
+        assert [caught.value.detail for caught in (late, over, short)] == [
+            "the request body did not arrive within 0.05 s",
+            "the request body is over 1,000 bytes",
+            "too many large requests at once: try again in a second",
+        ]
+
+    asyncio.run(scenario())
+
+
 def test_complete_bodies_are_never_sent_away() -> None:
     async def scenario(bodies: Bodies) -> None:
         complete = [Sender(bodies) for _ in range(4)]
@@ -182,3 +251,132 @@ def test_memory_is_free_again_whatever_became_of_a_body() -> None:
             await whole.answer()
 
     run(scenario)
+
+
+# --- requests whose bodies are complete -----------------------------------------------------------
+
+
+class Desk:
+    """Work that takes as long as a test wants, and counts how much of it goes on at once."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.begun: list[bytes] = []
+        self.most = 0
+        self._now = 0
+        self._lock = threading.Lock()
+
+    def work(self, content_type: str, body: Body) -> Response:
+        with self._lock:
+            self.begun.append(bytes(body))
+            self._now += 1
+            self.most = max(self.most, self._now)
+        self.open.wait(5)
+        with self._lock:
+            self._now -= 1
+        return Response(bytes(body), media_type=content_type)
+
+
+def request_of(body: bytes, *, on_lambda: bool = False) -> tuple[Request, asyncio.Queue[Message]]:
+    """A request whose body is there, and what its client does next."""
+    messages: asyncio.Queue[Message] = asyncio.Queue()
+    messages.put_nowait({"type": "http.request", "body": body})
+    scope = {"type": "http", "headers": [(b"content-type", b"image/jpeg")]}
+    return Request(scope | ({"aws.event": {}} if on_lambda else {}), messages.get), messages
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def test_as_many_are_worked_on_as_there_are_cpus_and_the_others_wait() -> None:
+    async def scenario() -> None:
+        admission, desk = Admission(Config()), Desk()
+        running = [
+            asyncio.create_task(admission.answer(request_of(b"%d" % number)[0], desk.work))
+            for number in range(8)
+        ]
+        await until(lambda: len(desk.begun) == available_cpus())
+        await asyncio.sleep(0.05)
+        desk.open.set()
+        answers = await asyncio.gather(*running)
+        assert [bytes(answer.body) for answer in answers] == [b"%d" % n for n in range(8)]
+        assert {answer.media_type for answer in answers} == {"image/jpeg"}
+        assert desk.most == available_cpus()
+
+    asyncio.run(scenario())
+
+
+def test_one_too_many_is_told_so_and_there_is_room_again_after_the_others() -> None:
+    async def scenario() -> None:
+        admission, desk = Admission(Config(max_pending=3)), Desk()
+        running = [
+            asyncio.create_task(admission.answer(request_of(b"x")[0], desk.work)) for _ in range(3)
+        ]
+        await settle()
+        with pytest.raises(Overloaded) as caught:
+            await admission.answer(request_of(b"x")[0], desk.work)
+        assert caught.value.detail == "too many requests at once: try again in a second"
+        desk.open.set()
+        await asyncio.gather(*running)
+        for _ in range(4):
+            await admission.answer(request_of(b"y")[0], desk.work)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("on_lambda", [False, True])
+def test_who_leaves_before_the_work_began_has_none_done_but_on_lambda(on_lambda: bool) -> None:
+    async def scenario() -> None:
+        admission, desk = Admission(Config()), Desk()
+        running = [
+            asyncio.create_task(admission.answer(request_of(b"x")[0], desk.work))
+            for _ in range(available_cpus())
+        ]
+        await until(lambda: len(desk.begun) == available_cpus())
+        request, messages = request_of(b"leaves", on_lambda=on_lambda)
+        leaving = asyncio.create_task(admission.answer(request, desk.work))
+        await settle()
+        messages.put_nowait({"type": "http.disconnect"})
+        await settle()
+        assert leaving.done() is not on_lambda
+        desk.open.set()
+        await asyncio.gather(*running)
+        if on_lambda:
+            assert (await leaving).body == b"leaves"
+        else:
+            with pytest.raises(ClientDisconnect):
+                await leaving
+        assert (b"leaves" in desk.begun) is on_lambda
+
+    asyncio.run(scenario())
+
+
+def test_who_leaves_while_the_work_goes_on_does_not_end_it() -> None:
+    async def scenario() -> None:
+        admission, desk = Admission(Config()), Desk()
+        request, messages = request_of(b"x")
+        running = asyncio.create_task(admission.answer(request, desk.work))
+        await until(lambda: desk.begun == [b"x"])
+        messages.put_nowait({"type": "http.disconnect"})
+        await settle()
+        assert not running.done()
+        desk.open.set()
+        assert (await running).body == b"x"
+
+    asyncio.run(scenario())
+
+
+def test_what_the_work_raises_is_the_answer_and_gives_its_place_back() -> None:
+    def refuse(content_type: str, body: Body) -> Response:
+        raise NotAnImage("so it is")
+
+    async def scenario() -> None:
+        admission = Admission(Config(max_pending=1))
+        for _ in range(3):
+            with pytest.raises(NotAnImage):
+                await admission.answer(request_of(b"x")[0], refuse)
+
+    asyncio.run(scenario())

@@ -174,6 +174,26 @@ def test_a_bad_direct_event_says_what_was_expected_and_never_what_came(
     assert len(str(caught.value)) < 400
 
 
+@pytest.mark.parametrize(
+    ("payload", "got"),
+    [
+        ({}, "got the keys (none)"),
+        ({"a": 1, 2: 3}, "got the keys 'a', '2'"),
+        ({"b" * 70: 1}, f"got the keys '{64 * 'b'}'"),
+        (
+            dict.fromkeys(range(25)),
+            "got the keys " + ", ".join(f"'{number}'" for number in range(20)),
+        ),
+    ],
+)
+def test_of_an_event_of_no_known_kind_the_keys_are_named(
+    main: types.ModuleType, payload: object, got: str
+) -> None:
+    with pytest.raises(ClipError) as caught:
+        main.handler(payload, None)
+    assert caught.value.detail.rpartition("; ")[2] == got
+
+
 def test_an_http_event_with_a_bad_body_is_a_4xx(main: types.ModuleType) -> None:
     request = event("rest_multipart")
     request["body"] = base64.b64encode(base64.b64decode(request["body"])[:5000]).decode()

@@ -257,7 +257,8 @@ def test_a_refused_vector_is_each_engine_s_permanent_failure(
     for encoder in (worker, to_index):
         good, bad = direct.invoke(s3_batch("1.0", KEYS[0], key), None, encoder)["results"]
         assert (good["resultCode"], bad["resultCode"]) == ("Succeeded", "PermanentFailure")
-        assert bad["resultString"].startswith("output_refused: ")
+        refused = "output_refused: the output refuses the vector: the log says why"
+        assert bad["resultString"] == refused
         event = sqs(in_s3(KEYS[0]), in_s3(key))
         failures = direct.invoke(event, None, encoder)["batchItemFailures"]
         assert failures == [{"itemIdentifier": event["Records"][1]["messageId"]}]

@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,13 @@ from handler.images import confine, processes, sandbox, zygote
 from handler.images.formats import FORMATS, sniff
 from handler.images.processes import Zygote
 from handler.images.sandbox import Sandbox, Unconfined
-from handler.images.wire import ANSWER, REQUEST, Decoded, Limits
+from handler.images.wire import ANSWER, NOT_CONFINED, REQUEST, Decoded, Limits
 from tests import bombs
 from tests.conftest import ROOT
 from tests.hostile import bad
 from tests.measure import all_end, children, resident_megabytes
+
+Said = Callable[[], list[str]]
 
 CONFIG = Config(decode_seconds=0.3, decode_mb=200)
 PHOTO = bombs.encoded(Image.radial_gradient("L").convert("RGB").resize((300, 200)), "JPEG")
@@ -61,31 +63,51 @@ def family(box: Sandbox) -> set[int]:
     return {zygote_pid, *children(zygote_pid)}
 
 
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Said:
+    """What the service's log has got since."""
+    monkeypatch.setattr(logging.getLogger("clip"), "propagate", True)
+    return lambda: [f"{record.levelname} {record.getMessage()}" for record in caplog.records]
+
+
 def open_files() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+TOO_LONG = ImageTooCostly(
+    f"decoding the JPEG image takes more than {CONFIG.decode_seconds:g} s: send it smaller, or as "
+    "a baseline JPEG"
+)
+TOO_MUCH = ImageTooCostly("decoding the image takes too much memory")
+CRASH = InvalidImage("the JPEG image is corrupt: its decoder crashes")
+NONSENSE = InvalidImage("the JPEG image is corrupt: its decoder answers nonsense")
+KILLED = Overloaded("the image's decoder was killed, perhaps for want of memory: try again")
+LATE = Overloaded("the image could not be decoded in time: try again")
+NO_MORE = InternalError("images cannot be decoded now; the fault is logged")
 
 
 @pytest.mark.parametrize(
     ("word", "error"),
     [
-        ("spin", ImageTooCostly),
-        ("spin_in_c", ImageTooCostly),
-        ("chatter", ImageTooCostly),
-        ("allocate", ImageTooCostly),
-        ("segfault", InvalidImage),
-        ("abort", InvalidImage),
-        ("leave", InvalidImage),
-        ("garbage", InvalidImage),
-        ("endless_garbage", InvalidImage),
-        ("close", Overloaded),
+        ("spin", TOO_LONG),
+        ("spin_in_c", TOO_LONG),
+        ("chatter", TOO_LONG),
+        ("allocate", TOO_MUCH),
+        ("segfault", CRASH),
+        ("abort", CRASH),
+        ("leave", CRASH),
+        ("garbage", NONSENSE),
+        ("endless_garbage", NONSENSE),
+        ("close", KILLED),
     ],
 )
 def test_a_decoder_that_misbehaves_costs_its_image_only(
-    box: Sandbox, word: str, error: type[ClipError], capfd: pytest.CaptureFixture[str]
+    box: Sandbox, word: str, error: ClipError, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(error) as caught:
+    with pytest.raises(ClipError) as caught:
         decode(box, bad(word))
-    assert type(caught.value) is error
+    assert type(caught.value) is type(error)
+    assert caught.value.detail == error.detail
     assert decode(box, PHOTO) == EXPECTED
     assert capfd.readouterr() == ("", "")
 
@@ -94,8 +116,9 @@ def test_a_decoder_that_answers_late_is_ended(
     box: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(processes, "PATIENCE", 1.0)
-    with pytest.raises(Overloaded):
+    with pytest.raises(Overloaded) as caught:
         decode(box, bad("late", "30"))
+    assert caught.value.detail == LATE.detail
     monkeypatch.undo()
     assert decode(box, PHOTO) == EXPECTED
 
@@ -251,7 +274,7 @@ def test_a_decoder_that_is_killed_from_outside_is_replaced(box: Sandbox) -> None
             time.sleep(0.3)
             for decoder in children(box.processes()[0]):
                 os.kill(decoder, signal.SIGKILL)
-        assert isinstance(running.exception(), Overloaded)
+        assert str(running.exception()) == str(KILLED)
     assert decode(box, PHOTO) == EXPECTED
 
 
@@ -329,12 +352,82 @@ def test_no_process_outlives_the_service() -> None:
     assert all_end((zygote_pid, decoder))
 
 
-def test_a_dead_sandbox_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dead_sandbox_says_so(monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
     box = Sandbox(CONFIG)
-    with pytest.raises(InternalError, match="cannot be decoded now"):
+    with pytest.raises(InternalError) as caught:
         decode(box, PHOTO)
+    assert caught.value.detail == NO_MORE.detail
+    assert said() == ["ERROR the process that forks decoders cannot be started"]
     box.close()
+
+
+def test_the_log_says_what_became_of_decoders(box: Sandbox, said: Said) -> None:
+    for word in ("segfault", "garbage", "spin"):
+        with pytest.raises(ClipError):
+            decode(box, bad(word))
+    assert said() == [
+        f"WARNING a decoder of JPEG ended with status {signal.SIGSEGV}",
+        f"WARNING an image is decoded once more: {NONSENSE}",
+    ]
+
+
+def test_a_kernel_that_does_not_confine_is_named(said: Said) -> None:
+    """A decoder that could not confine itself ends with a status of its own."""
+    box = Sandbox(CONFIG, Zygote(("tests.hostile", "to_pixels")))
+    with pytest.raises(InternalError) as caught:
+        decode(box, bad("leave", str(NOT_CONFINED)))
+    assert caught.value.detail == NO_MORE.detail
+    assert said() == ["ERROR this kernel does not confine a decoder: no image can be decoded"]
+    box.close()
+
+
+def test_the_zygote_is_a_bare_interpreter_in_a_session_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that Ctrl-C does not reach it, nor a setting of Python's in the environment."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/var/lang/lib")
+    monkeypatch.setenv("PYTHONINSPECT", "1")
+    for writes, flags in ((False, ["-B"]), (True, [])):
+        monkeypatch.setattr(sys, "dont_write_bytecode", not writes)
+        made = Zygote()
+        sandbox_of_it = sandbox.start(CONFIG, made)
+        assert isinstance(sandbox_of_it, Sandbox)
+        assert decode(sandbox_of_it, PHOTO) == EXPECTED
+        assert sandbox_of_it.processes()[0] == made.pid
+        about = Path(f"/proc/{made.pid}")
+        assert (about / "environ").read_bytes() == b"LD_LIBRARY_PATH=/var/lang/lib\0"
+        command = (about / "cmdline").read_bytes().decode().split("\0")
+        assert command[1 : command.index("-c")] == ["-I", "-S", "-W", "ignore", *flags]
+        assert os.getsid(made.pid) == made.pid
+        sandbox_of_it.close()
+
+
+def test_a_zygote_that_someone_else_waited_for_is_closed_all_the_same() -> None:
+    made = Zygote()
+    os.kill(made.pid, signal.SIGKILL)
+    os.waitpid(made.pid, 0)
+    made.close()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"invalid_image so it is", InvalidImage("so it is")),
+        (b"invalid_image \xff", InvalidImage("\N{REPLACEMENT CHARACTER}")),
+        (b"internal_error mine", None),
+        (b"\xff", None),
+        (b"", None),
+    ],
+)
+def test_of_a_decoders_words_only_those_of_an_error_are_believed(
+    content: bytes, expected: ClipError | None
+) -> None:
+    if expected is None:
+        with pytest.raises(processes.Garbled):
+            processes._error(content)
+    else:
+        assert str(processes._error(content)) == str(expected)
 
 
 def test_where_nothing_confines_the_service_decodes_and_says_so(
