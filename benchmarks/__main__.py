@@ -19,7 +19,7 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import report, sizes
-from benchmarks.measure import CpuShare, cold_start, processes
+from benchmarks.measure import OURS, CpuShare, cold_start, processes
 from benchmarks.s3 import stand_in
 
 HERE = Path(__file__).parent
@@ -50,9 +50,10 @@ class Run:
         self.plan, self.subjects, self.inputs = plan, subjects, inputs
         self.threads = sorted({1, min(2, os.cpu_count() or 1)})
         self.results: dict[str, Any] = defaultdict(dict)
-        steps = len(subjects) * (plan.cold + 1 + plan.cold_cache) + plan.rounds * (
-            len(self.threads) * (len(IMAGES) + 2) + 3 + len(MEMORY_SIZES)
-        )
+        warm = len(self.threads) * (len(IMAGES) + 1) + 3 + len(MEMORY_SIZES)
+        s3 = len(self.threads) * len(OURS)
+        cold = len(subjects) * (plan.cold + 1 + plan.cold_cache)
+        steps = cold + plan.rounds * (warm + s3)
         self.bar = tqdm(total=steps, unit="step", smoothing=0.05)
 
     def all(self) -> dict[str, Any]:
@@ -103,10 +104,12 @@ class Run:
                     )
                 self._turn(running, times["REST request"], f"REST, {threads} thread(s)", "request")
             results["warm"][str(threads)] = times
-            results["split"][str(threads)] = running["ours"].ask("split", repeat=plan.rounds * 10)
+            results["split"][str(threads)] = {
+                name: running[name].ask("split", repeat=plan.rounds * 10) for name in OURS
+            }
             results["engine"][str(threads)] = self._engine(running)
             results["sandbox"] = {
-                image: running["ours"].ask("sandbox", image=image, repeat=plan.rounds * 10)
+                image: running["exact"].ask("sandbox", image=image, repeat=plan.rounds * 10)
                 for image in IMAGES
             }
             if threads == self.threads[-1]:
@@ -144,10 +147,13 @@ class Run:
         """The engine alone and the machine's limit, in turns, so that both meet the same noise."""
         times: dict[str, Any] = defaultdict(list)
         for _ in range(self.plan.rounds):
-            for name in ("ours", "baseline"):
+            for name in ("exact", "baseline"):
                 times["sgemm"] += running[name].ask("sgemm", repeat=4)
             for batch, repeat in ((1, 10), (16, 2)):
-                times[str(batch)] += running["ours"].ask("engine", batch=batch, repeat=repeat)
+                for name in OURS:
+                    times[f"{name} {batch}"] += running[name].ask(
+                        "engine", batch=batch, repeat=repeat
+                    )
         return times
 
     def cost(self) -> None:
@@ -172,26 +178,32 @@ class Run:
 
     def s3(self) -> None:
         """Images a second of one function that a batch engine feeds, S3 and all, by CPUs."""
-        photograph = (self.inputs / f"{IMAGES[0]}.image").read_bytes()
         for cpus in self.threads:
             try:
                 share = CpuShare(cpus)
             except OSError as error:
                 self.results["s3"] = {"not measured": f"no control group could be made: {error}"}
                 return
-            self.bar.set_description(f"S3 objects, {cpus} CPU(s)")
-            with stand_in(photograph), processes(["ours"], self.inputs, cpus) as running:
-                share.hold(running["ours"])
-                running["ours"].ask("s3_batch", count=8)
-                rows: dict[str, Any] = defaultdict(list)
-                for _ in range(self.plan.rounds):
-                    for count, repeat in ((1, 8), (64, 1)):
-                        rows[str(count)] += [
-                            running["ours"].ask("s3_batch", count=count) for _ in range(repeat)
-                        ]
-                    self.bar.update()
+            for profile in OURS:
+                self.bar.set_description(f"S3 objects, {profile}, {cpus} CPU(s)")
+                self.results["s3"][f"{profile} {cpus}"] = self._s3_rows(profile, cpus, share)
             share.remove()
-            self.results["s3"][str(cpus)] = rows
+
+    def _s3_rows(self, profile: str, cpus: int, share: CpuShare) -> dict[str, Any]:
+        """Objects in each event -> seconds of a batch, and of waiting, time after time."""
+        photograph = (self.inputs / f"{IMAGES[0]}.image").read_bytes()
+        rows: dict[str, Any] = defaultdict(list)
+        with stand_in(photograph), processes([profile], self.inputs, cpus) as running:
+            process = running[profile]
+            share.hold(process)
+            process.ask("s3_batch", count=8)
+            for _ in range(self.plan.rounds):
+                for count, repeat in ((1, 8), (64, 1)):
+                    rows[str(count)] += [
+                        process.ask("s3_batch", count=count) for _ in range(repeat)
+                    ]
+                self.bar.update()
+        return rows
 
 
 def machine(threads: list[int]) -> dict[str, Any]:
@@ -240,7 +252,7 @@ def main() -> None:
     options = parser.parse_args()
     inputs = options.cache.resolve()
     prepare(inputs)
-    subjects = ["baseline", "ours", *(["fastembed"] if find_spec("fastembed") else [])]
+    subjects = ["baseline", *OURS, *(["fastembed"] if find_spec("fastembed") else [])]
     results = Run(QUICK if options.quick else FULL, subjects, inputs).all()
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "latest.json").write_text(json.dumps(results, indent=1))

@@ -82,7 +82,9 @@ def main(directory: Path) -> int:
     """Write everything; speed does not depend on the weights' values, so they are synthetic."""
     directory.mkdir(parents=True, exist_ok=True)
     write_images(directory)
-    if status := exporter.main(["--synthetic", "--out", str(directory / "model")]):
+    if status := exporter.main(
+        ["--synthetic", "--precision", "int8", "--out", str(directory / "model")]
+    ):
         return status
     write_fastembed(directory / "fastembed")
     (directory / "complete").touch()

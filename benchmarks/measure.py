@@ -14,6 +14,9 @@ from typing import Any
 
 Seconds = list[float]
 
+OURS = ("exact", "fast")
+"""The subjects that are this service, by its profiles."""
+
 
 class Process:
     """One worker. ``ask`` is a call of one of `worker.Worker`'s methods."""
@@ -23,6 +26,7 @@ class Process:
         env = os.environ | {
             "CLIP_MODEL_DIR": str(inputs / "model"),
             "CLIP_THREADS": limit,
+            "CLIP_PROFILE": subject if subject in OURS else "",
             "CLIP_LOG_LEVEL": "ERROR",
             **{"OMP_NUM_THREADS": limit, "MKL_NUM_THREADS": limit, "OPENBLAS_NUM_THREADS": limit},
         }

@@ -24,15 +24,20 @@ def installed(model: Path) -> dict[str, float]:
     As pip installs them: the Lambda image holds less, because the Dockerfile removes what the
     function never imports.
     """
-    weights = sum(path.stat().st_size for path in model.iterdir() if path.name != "visual.pt") / 1e6
+    ours = packages(runtime())
     sizes = {
-        "ours": packages(runtime()) + weights,
-        "baseline": packages(BASELINE) + CHECKPOINT.stat().st_size / 1e6,
+        "exact": ours + sum(map(_megabytes, model.glob("visual.onnx*"))),
+        "fast": ours + sum(map(_megabytes, model.glob("visual.int8.onnx*"))),
+        "baseline": packages(BASELINE) + _megabytes(CHECKPOINT),
     }
     fastembed = model.parent / "fastembed" / "model.onnx"
     if "fastembed" in {d.name for d in metadata.distributions()}:
-        sizes["fastembed"] = packages(FASTEMBED) + fastembed.stat().st_size / 1e6
+        sizes["fastembed"] = packages(FASTEMBED) + _megabytes(fastembed)
     return sizes
+
+
+def _megabytes(file: Path) -> float:
+    return file.stat().st_size / 1e6
 
 
 def packages(names: Iterable[str]) -> float:

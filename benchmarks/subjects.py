@@ -5,7 +5,7 @@ A subject loads when asked for, as a Lambda function's module does, and gives:
 - ``handler(event, context)``: an API Gateway REST event in, its response out;
 - ``encode(images)``: encoded files in, float32 [n, 512] of unit length out, in one batch.
 
-Environment: ``CLIP_MODEL_DIR``, ``CLIP_THREADS`` (as for the service itself); what the others read
+Environment: ``CLIP_MODEL_DIR``, ``CLIP_PROFILE``, ``CLIP_THREADS`` (as for the service itself); what the others read
 lies beside the model folder, where ``benchmarks/inputs.py`` put it.
 """
 
@@ -27,8 +27,9 @@ class Subject(NamedTuple):
 
 
 def load(name: str) -> Subject:
-    """``ours``, ``baseline`` or ``fastembed``."""
-    return {"ours": _ours, "baseline": _baseline, "fastembed": _fastembed}[name]()
+    """``baseline``, ``fastembed``, or this service in its profile ``exact`` or ``fast``."""
+    load = {"baseline": _baseline, "fastembed": _fastembed, "exact": _ours, "fast": _ours}
+    return load[name]()
 
 
 def _ours() -> Subject:

@@ -18,6 +18,7 @@ from tests.test_template import TEMPLATE, Stack
 BATCHES = {"BatchBucket": "photos"}
 OTHERS: dict[str, dict[str, str]] = {
     "Weights": {"Weights": "synthetic"},
+    "Profile": {"Profile": "fast"},
     "AuthMode": {"AuthMode": "AWS_IAM"},
     "RateLimit": {"RateLimit": "5"},
     "BurstLimit": {"BurstLimit": "10"},

@@ -70,7 +70,12 @@ def docker(*arguments: str, check: bool = True, **options: Any) -> subprocess.Co
 @pytest.fixture(scope="session")
 def build_arguments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The Dockerfile's arguments: synthetic weights, and the wheels of torch on this machine."""
-    arguments = {"WEIGHTS": "synthetic", "BASE_IMAGE": BASE_IMAGE, "EXPORT_IMAGE": EXPORT_IMAGE}
+    arguments = {
+        "WEIGHTS": "synthetic",
+        "PROFILE": "exact",
+        "BASE_IMAGE": BASE_IMAGE,
+        "EXPORT_IMAGE": EXPORT_IMAGE,
+    }
     wheels = tmp_path_factory.mktemp("wheels")
     torch = re.findall(r"^torch==\S+", (ROOT / "requirements-torch.txt").read_text(), re.MULTILINE)[
         0
@@ -162,11 +167,15 @@ def image(build_arguments: dict[str, str]) -> str:
 @pytest.fixture(scope="session")
 def outside(image: str, tmp_path_factory: pytest.TempPathFactory) -> Encoder:
     """The package as it is here, outside any container, on the image's own model."""
-    directory = tmp_path_factory.mktemp("image")
+    return load_encoder(Config(model_dir=model_of(image, tmp_path_factory.mktemp("image"))))
+
+
+def model_of(image: str, directory: Path) -> Path:
+    """The image's model folder, copied into `directory`."""
     container = docker("create", image).stdout.strip()
     docker("cp", f"{container}:/var/task/model", str(directory))
     docker("rm", container)
-    return load_encoder(Config(model_dir=directory / "model"))
+    return directory / "model"
 
 
 @pytest.fixture(scope="session")
@@ -230,8 +239,8 @@ class Function:
         peaks = docker("exec", self.container, "sh", "-c", script, check=False).stdout
         return max(map(int, re.findall(r"\d+", peaks))) / 1000
 
-    def measure(self) -> None:
-        """Call it for the first time and then warm; keep the figures."""
+    def measure(self, title: str = "") -> None:
+        """Call it for the first time and then warm; keep the figures, under `title`."""
         start = time.perf_counter()
         self.invoke("rest_multipart.json")
         first = time.perf_counter() - start
@@ -241,7 +250,7 @@ class Function:
             self.invoke("rest_multipart.json")
             times.append(time.perf_counter() - start)
         init = re.search(r"INIT REPORT\(durationMs: ([\d.]+)", self.log())
-        name = f"{self.memory:,} MB: "
+        name = f"{title}{self.memory:,} MB: "
         FIGURES[f"{name}init"] = (
             f"{float(init[1]):.0f} ms" if init else "not reported by this emulator"
         )
@@ -297,7 +306,9 @@ def template(
     directory = tmp_path_factory.mktemp("sam")
     source = (ROOT / "template.yaml").read_text()
     arguments = "".join(f"\n        {name}: {value}" for name, value in build_arguments.items())
-    changed = source.replace("\n        WEIGHTS: !Ref Weights", arguments)
+    changed = source.replace(
+        "\n        WEIGHTS: !Ref Weights\n        PROFILE: !Ref Profile", arguments
+    )
     assert changed != source
     (directory / "template.yaml").write_text(changed)
     where = ("--base-dir", str(ROOT), "--build-dir", str(directory / "build"))
