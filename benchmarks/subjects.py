@@ -5,8 +5,8 @@ A subject loads when asked for, as a Lambda function's module does, and gives:
 - ``handler(event, context)``: an API Gateway REST event in, its response out;
 - ``encode(images)``: encoded files in, float32 [n, 512] of unit length out, in one batch.
 
-Environment: ``CLIP_MODEL_DIR``, ``CLIP_PROFILE``, ``CLIP_THREADS`` (as for the service itself); what the others read
-lies beside the model folder, where ``benchmarks/inputs.py`` put it.
+Environment: ``CLIP_MODEL_DIR``, ``CLIP_PROFILE`` and ``CLIP_THREADS``, as for the service itself.
+What the others read lies beside the model folder, where ``benchmarks/inputs.py`` put it.
 """
 
 import io
