@@ -1,5 +1,7 @@
 """What AWS's refusals mean to a caller, and which of them are worth another attempt."""
 
+import math
+
 import pytest
 
 from events.generate import s3_notification, sqs
@@ -15,6 +17,7 @@ from handler.errors import (
 )
 from handler.events import direct, output
 from handler.events.output import Entry
+from handler.images import s3
 from handler.images.s3 import Source
 from tests.aws import environment
 from tests.conftest import free_port, with_settings
@@ -71,7 +74,9 @@ PASSING = [
 @pytest.mark.parametrize("refusal", GONE)
 def test_what_is_certainly_not_there(worker: Encoder, server: Slow, refusal: str) -> None:
     before = server.refused
-    assert isinstance(problem(worker, f"refuse-{refusal}/x"), SourceNotFound)
+    error = problem(worker, f"refuse-{refusal}/x")
+    assert isinstance(error, SourceNotFound)
+    assert error.detail == "there is no such object, or no such version of it"
     assert server.refused == before + 1
 
 
@@ -82,7 +87,8 @@ def test_what_may_not_be_read_for_a_reason_known_or_not(
     before = server.refused
     error = problem(worker, f"refuse-{refusal}/x")
     assert isinstance(error, SourceDenied)
-    assert "s3:GetObject" in error.detail
+    denied = "S3 denies the object to this service: its role lacks s3:GetObject, or its key"
+    assert error.detail == denied
     assert server.refused == before + 1
     # A denial is understood; of anything else only the log can say what it was.
     assert ("cannot be read: ClientError: " in caplog.text) == (refusal in NOT_UNDERSTOOD)
@@ -100,7 +106,8 @@ def test_what_may_pass_is_tried_three_times(
     worker: Encoder, server: Slow, refusal: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = server.refused
-    assert isinstance(problem(worker, f"refuse-{refusal}/x"), SourceUnavailable)
+    error = problem(worker, f"refuse-{refusal}/x")
+    assert str(error) == "source_unavailable: S3 did not deliver the object: try again"
     assert server.refused == before + 3
     assert "s3://photos/refuse-" in caplog.text
 
@@ -131,6 +138,12 @@ def test_what_the_second_look_is_refused_with(worker: Encoder, status: str) -> N
     event = sqs(s3_notification(f"HEAD-refuse-{status}-/x"), s3_notification("good"))
     failures = direct.invoke(event, None, worker)["batchItemFailures"]
     assert failures == [{"itemIdentifier": event["Records"][0]["messageId"]}]
+
+
+def test_what_an_object_that_changed_meanwhile_is_answered_with(worker: Encoder) -> None:
+    (error,) = s3.changed([Source("photos", "good", etag="another")], math.inf).values()
+    assert str(error) == "source_changed: the object changed meanwhile: try again"
+    assert s3.changed([Source("photos", "good", etag="1")], math.inf) == {}
 
 
 # --- writing --------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import json
+import logging
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -476,3 +477,116 @@ def check_any(event: Any, worker: Encoder) -> None:
     with contextlib.suppress(ClipError):
         answer = direct.invoke(copy.deepcopy(event), None, with_settings(worker, s3_buckets=()))
         assert not unaccounted(event, answer)
+
+
+# --- word for word --------------------------------------------------------------------------------
+
+NO_NAME = "invalid_event: a task of S3 Batch Operations names no bucket or no key"
+NO_TEXT = "invalid_event: a bucket, a key or a version is not a text"
+NO_MESSAGE = (
+    "invalid_event: expected an S3 notification (as it is, or by SNS or EventBridge) or "
+    '{"s3": {...}}'
+)
+
+
+@pytest.mark.parametrize(
+    ("task", "text"),
+    [
+        ({"s3Key": "a.jpg"}, NO_NAME),
+        ({"s3Bucket": "photos"}, NO_NAME),
+        ({"s3Key": 1, "s3Bucket": "photos"}, NO_NAME),
+        ({"s3Key": "a.jpg", "s3Bucket": "photos", "s3VersionId": 1}, NO_TEXT),
+        (
+            {"s3Key": "missing", "s3BucketArn": "arn:aws:s3:::photos"},
+            "source_not_found: there is no such object, or no such version of it",
+        ),
+        (
+            {"s3Key": "a.jpg", "s3Bucket": "others"},
+            "source_not_allowed: images are not read from that bucket: CLIP_S3_BUCKETS does not "
+            "list it",
+        ),
+    ],
+)
+def test_what_the_report_says_of_a_task(worker: Encoder, task: dict[str, Any], text: str) -> None:
+    event = s3_batch("1.0", "a.jpg")
+    event["tasks"] = [{"taskId": "1"} | task]
+    (result,) = direct.invoke(event, None, worker)["results"]
+    assert result == {"taskId": "1", "resultCode": "PermanentFailure", "resultString": text}
+
+
+@pytest.mark.parametrize(
+    ("event", "text"),
+    [
+        ({"Items": {}}, "invalid_event: 'Items' must be a list"),
+        ({"invocationSchemaVersion": "1.0"}, "invalid_event: 'tasks' must be a list"),
+        (
+            {"invocationSchemaVersion": "1.0", "tasks": [{}, 1]},
+            "invalid_event: 'tasks' must be a list of objects",
+        ),
+        ({"Records": 1}, NO_MESSAGE),
+        ({"Records": [{}]}, "invalid_event: a record of an S3 notification names no object"),
+        (
+            {"Records": [{"s3": {"bucket": {"name": 1}, "object": {"key": "a"}}}]},
+            NO_TEXT,
+        ),
+        ({"detail-type": "x", "source": "aws.s3"}, NO_MESSAGE),
+    ],
+)
+def test_what_is_raised_for_an_event_that_is_malformed(
+    worker: Encoder, event: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(InvalidEvent) as caught:
+        direct.invoke(event, None, worker)
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("body", "detail"),
+    [
+        ("{", "the message is not JSON (JSONDecodeError)"),
+        (None, "the message is not JSON (TypeError)"),
+        ('{"s3": 1, "other": 2}', NO_MESSAGE.partition(": ")[2]),
+        ('{"Type": "Notification", "Message": "{}"}', NO_MESSAGE.partition(": ")[2]),
+    ],
+)
+def test_what_the_log_says_of_a_message(
+    worker: Encoder, body: str | None, detail: str, log_lines: list[dict[str, Any]]
+) -> None:
+    event = sqs(in_s3("a.jpg"))
+    event["Records"][0]["body"] = body
+    assert len(direct.invoke(event, None, worker)["batchItemFailures"]) == 1
+    (line,) = log_lines
+    assert line.pop("request_id")
+    assert line == {
+        "source": f"message {event['Records'][0]['messageId']}",
+        "code": "invalid_event",
+        "detail": detail,
+        "retryable": False,
+    }
+
+
+@pytest.fixture
+def log_lines(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The fields of each line about something that got no vector."""
+    lines: list[dict[str, Any]] = []
+
+    class Keeping(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.getMessage() == "no vector":
+                lines.append(dict(record.__dict__["fields"]))
+
+    monkeypatch.setattr(logging.getLogger("clip"), "handlers", [Keeping()])
+    return lines
+
+
+def test_a_maps_batch_of_nothing_good_has_no_place(worker: Encoder) -> None:
+    answer = direct.invoke(map_batch(in_s3("text"), {"image": "aGk="}, run="x"), None, worker)
+    first, second = answer.pop("errors")
+    assert answer == {"written": 0, "output": None}
+    assert (first["code"], first["source"]) == ("not_an_image", "s3://photos/text")
+    assert second == {
+        "index": 1,
+        "code": "invalid_field",
+        "detail": 'an image of a batch must be in S3: {"s3": {"bucket": ..., "key": ...}}',
+        "source": None,
+    }

@@ -88,7 +88,8 @@ def test_32_objects_that_never_come_are_answered_before_api_gateway_gives_up(
     start = time.monotonic()
     outcomes = fetch(*(f"{way}/{number}" for number in range(32)), config=worker.config)
     assert time.monotonic() - start < GATEWAY
-    assert [type(outcome.error) for outcome in outcomes] == [SourceUnavailable] * 32
+    late = "source_unavailable: S3 did not deliver the object in time: try again"
+    assert [str(outcome.error) for outcome in outcomes] == [late] * 32
     until(no_call_goes_on)
     assert len(caplog.messages) == 32  # one line each, and none of what ended their threads
 
@@ -151,6 +152,11 @@ def test_nothing_is_asked_of_s3_when_the_time_is_over(worker: Encoder, server: S
     for limits in (over, spent):
         for outcome in fetch(*["hang"] * 20, config=worker.config, limits=limits):
             assert isinstance(outcome.error, OutOfTime)
+            assert outcome.error.detail == (
+                "the images before took all of the request's time: send this one again"
+                if limits is spent
+                else "the function's time ended before S3's answer: send this image again"
+            )
     until(no_call_goes_on)
     assert server.accepted == before
 
