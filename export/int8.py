@@ -4,7 +4,7 @@ Each row of what a layer reads, which is one token of one picture, has a scale o
 picture's vector does not depend on the others of its batch. So has each column of the weights.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -27,7 +27,6 @@ AT_A_TIME = 17
 
 Peaks = Mapping[str, Matrix]
 """Name of a linear layer -> the largest magnitude of each channel that it reads."""
-Smoothing = Callable[[Weights, Peaks], Weights]
 
 
 class Integer:
@@ -116,12 +115,10 @@ def quantize(
     pixels: NDArray[np.uint8],
     *,
     round_: Rounding = rounding.gptq,
-    smooth: "Smoothing | None" = None,
 ) -> Tower:
     """Weights -> integers, calibrated with `pixels`, uint8 [n, 224, 224, 3]."""
-    smooth = smooth or smoothed
     before = Calibration(partial(_build, weights, mean, std), pixels)
-    weights = smooth(weights, before.peaks(before.weights))
+    weights = smoothed(weights, before.peaks(before.weights))
     del before  # its session holds a copy of all weights
     build = partial(_build, weights, mean, std)
     calibration = Calibration(build, pixels)
@@ -156,7 +153,9 @@ def smoothed(weights: Weights, peaks: Peaks) -> Weights:
     for layer in range(graph.LAYERS):
         block = f"transformer.resblocks.{layer}"
         reader = "attn.kv" if layer == graph.LAYERS - 1 else "attn.qkv"
-        _smooth(weights, f"{block}.ln_1", f"{block}.attn.in_proj_weight", peaks[f"{block}.{reader}"])
+        _smooth(
+            weights, f"{block}.ln_1", f"{block}.attn.in_proj_weight", peaks[f"{block}.{reader}"]
+        )
         _smooth(weights, f"{block}.ln_2", f"{block}.mlp.c_fc.weight", peaks[f"{block}.mlp.c_fc"])
     return weights
 

@@ -16,8 +16,13 @@ PAIR = 128
 x86 processors without VNNI multiply unsigned bytes with signed ones and add each product to its
 neighbour's in 16 signed bits, which saturate in silence: 255 * 128 = 32,640 still fits.
 """
-DAMPING = 0.01
-"""Part of the mean second moment that is added to each, so that none is trusted to be zero."""
+DAMPING = 0.1
+"""Part of the mean second moment that is added to each channel's own.
+
+Callers' pictures differ from those of the calibration: a channel that was silent there may not be.
+A hundredth, as is usual, gives black and white dots a cosine of 0.9949 over heavy-tailed weights;
+a tenth 0.9960.
+"""
 BLOCK = 128
 """Columns that are rounded between two large products, for speed alone."""
 
@@ -49,9 +54,9 @@ def gptq(weight: Matrix, moments: Moments) -> Rounded:
     """
     inputs = weight.shape[1]
     damping = DAMPING * np.trace(moments) / inputs
-    factor = np.linalg.cholesky(moments + damping * np.eye(inputs))  # L
-    scale = _pair_safe_scale(weight)
-    columns = weight.T.astype(np.float64)  # [in, out]: a column of the weights is a row here
+    factor = np.linalg.cholesky(moments + damping * np.eye(inputs)).astype(np.float32)  # L
+    scale = pair_safe_scale(weight)
+    columns = np.ascontiguousarray(weight.T)  # [in, out]: a column of the weights is a row here
     errors = np.zeros_like(columns)
     values = np.zeros_like(columns)
     for stop in range(inputs, 0, -BLOCK):
@@ -64,14 +69,13 @@ def gptq(weight: Matrix, moments: Moments) -> Rounded:
             room = LARGEST if j % 2 else np.minimum(PAIR - np.abs(values[j + 1]), LARGEST)
             values[j] = np.clip(np.rint(target / scale), -room, room)
             errors[j] = columns[j] - values[j] * scale
-    return Rounded(values.T.astype(np.int8), scale.astype(np.float32))
+    return Rounded(values.T.astype(np.int8), scale)
 
 
-def _pair_safe_scale(weight: Matrix) -> NDArray[np.float64]:
+def pair_safe_scale(weight: Matrix) -> Matrix:
     """The smallest scale of each row that keeps every pair of its weights within `PAIR`: [out]."""
-    magnitudes = np.abs(weight.astype(np.float64))
+    magnitudes = np.abs(weight)
     pairs = magnitudes[:, 0::2] + magnitudes[:, 1::2]
     scale = np.maximum(pairs.max(axis=1) / PAIR, magnitudes.max(axis=1) / LARGEST)
-    # In float32, as the file has it. A row of zeros needs no scale of its own.
-    scale = scale.astype(np.float32).astype(np.float64)
-    return np.where(scale > 0, scale, 1.0)
+    # A row of zeros needs no scale of its own.
+    return np.where(scale > 0, scale, 1).astype(np.float32)
