@@ -15,7 +15,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
 from PIL import Image
 
@@ -159,7 +158,7 @@ def _write_int8(
         calibration,
         lambda encode: parity.close_enough(samples, encode(pixels), "onnx", "int8"),
     )
-    onnx.save(tower.model(), directory / PRECISIONS["int8"].file)
+    int8.save(tower.model(), directory)
     return tower.in_float
 
 

@@ -83,7 +83,9 @@ class Calibration:
             else:
                 sums[name] = product.astype(np.float64)
             counts[name] = counts.get(name, 0) + len(rows)
-        return {name: total / counts[name] for name, total in sums.items()}
+        for name, total in sums.items():
+            total /= counts[name]
+        return sums
 
     def _rows(self, names: Iterable[str]) -> Iterator[tuple[str, Matrix]]:
         """(layer, what it reads: [rows, in]), for each batch of pictures and each of the layers."""

@@ -148,11 +148,12 @@ def _views(photo: Image.Image) -> list[Image.Image]:
     """Six pictures made of a photograph, none of which shows what its middle shows as it is."""
     mirrored = ImageOps.mirror(photo)
     width, height = photo.size
+    shifted = mirrored.crop((0, 0, width * 9 // 10, height * 9 // 10))
     corner = mirrored.crop((0, 0, width * 3 // 5, height * 3 // 5))
     opposite = photo.crop((width * 2 // 5, height * 2 // 5, width, height))
     return [
         mirrored,
-        ImageOps.fit(mirrored, (224, 224), Image.Resampling.BICUBIC, centering=(0.1, 0.1)),
+        shifted,
         photo.rotate(90, expand=True),
         ImageOps.flip(opposite),
         mirrored.convert("1").convert("RGB"),

@@ -7,8 +7,10 @@ picture's vector does not depend on the others of its batch. So has each column 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import onnx
 from numpy.typing import NDArray
 from onnx import ModelProto
 from tqdm import tqdm
@@ -17,6 +19,7 @@ from export import graph, rounding
 from export.calibration import Build, Calibration
 from export.graph import ONNX_RUNTIME, Graph, Matrix, Weights
 from export.rounding import Rounded, Rounding
+from handler.precision import PRECISIONS
 
 MIDDLE = 128
 """The unsigned byte that stands for zero."""
@@ -106,6 +109,13 @@ class Tower:
     def model(self) -> ModelProto:
         """The graph."""
         return self.build(Integer(self.rounded, self.in_float))
+
+
+def save(model: ModelProto, directory: Path) -> None:
+    """Write ``visual.int8.onnx``, which names its scheme: the engine loads no other."""
+    precision = PRECISIONS["int8"]
+    onnx.helper.set_model_props(model, {"scheme": precision.scheme})
+    onnx.save(model, directory / precision.file)
 
 
 def quantize(

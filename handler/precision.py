@@ -48,9 +48,9 @@ _TABLE = (
     # torch on CUDA halves the fp32 weights when it loads them.
     Precision("fp16", "fp16", "visual.pt", self_check=0.999, gate=None),
     # The scheme is a scale for each row. Once it was one for a whole tensor, under the name int8:
-    # vectors of the two do not compare. Where the weights do not pass this gate, the export mends them until they do. Black and white
-    # dots are what 8 bits hold worst. The self-check's image is a photograph, and the processor is
-    # another than the export's, whose vectors may differ by 1e-4.
+    # vectors of the two do not compare. Weights that would not pass this gate are mended until they
+    # do; the worst images are black and white dots. The self-check's image is a photograph, but it
+    # may run on another kind of processor than the export, where vectors differ by 1e-4.
     Precision(
         "int8",
         "int8row",
