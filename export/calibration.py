@@ -83,8 +83,8 @@ class Calibration:
             else:
                 sums[name] = product.astype(np.float64)
             counts[name] = counts.get(name, 0) + len(rows)
-        for name, total in sums.items():
-            total /= counts[name]
+        for name in sums:
+            sums[name] /= counts[name]
         return sums
 
     def _rows(self, names: Iterable[str]) -> Iterator[tuple[str, Matrix]]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 pytest.importorskip("torch")
@@ -285,20 +286,56 @@ def test_channels_that_stand_out_do_not_pass_unless_they_are_smoothed(
     assert off(unsmoothed, samples) > 2 * off(smoothed, samples)
 
 
-def test_what_is_not_a_number_stays_so(plain: Export) -> None:
+@pytest.fixture(scope="module")
+def layer() -> tuple[Matrix, Matrix]:
+    """A matrix with heavy tails, [out, in], and rows that it reads, whose channels depend."""
+    random = np.random.default_rng(0)
+    weight = random.standard_t(4, (64, 256)).astype(np.float32)
+    mixed = random.standard_normal((1000, 40)) @ random.standard_normal((40, 256))
+    rows = mixed + 0.3 * random.standard_normal((1000, 256))
+    return weight, rows.astype(np.float32)
+
+
+def alone(weight: Matrix, bias: Matrix, rows: Matrix) -> Matrix:
+    """What one linear layer in integers makes of `rows`."""
+    g = Graph(halve=False, linear=Integer({"layer": nearest(weight)}))
+    x = g.input("x", onnx.TensorProto.FLOAT, "n", weight.shape[1])
+    g.output(g.linear(g, x, "layer", weight, bias), "n", weight.shape[0])
+    parts = (g.nodes, "layer", g.inputs[1:], g.outputs, g.initializers)  # without the pixels
+    opsets = [onnx.helper.make_opsetid("", graph.OPSET)]
+    opsets.append(onnx.helper.make_opsetid(graph.ONNX_RUNTIME, 1))
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph(*parts), opset_imports=opsets, ir_version=graph.IR_VERSION
+    )
+    session = ort.InferenceSession(model.SerializeToString())
+    (product,) = session.run(None, {"x": rows})
+    found: Matrix = product
+    return found
+
+
+def test_rows_of_any_size_keep_their_own_scale(layer: tuple[Matrix, Matrix]) -> None:
+    weight, rows = layer[0], layer[1][:4].copy()
+    rows *= np.array([[1e-20], [1e-3], [1], [1e20]], np.float32)
+    exact = rows @ weight.T
+    bias = np.zeros(len(weight), np.float32)
+    errors = np.abs(alone(weight, bias, rows) - exact).max(axis=1) / np.abs(exact).max(axis=1)
+    assert errors.max() < 0.05
+
+
+def test_a_row_of_zeros_gives_the_bias(layer: tuple[Matrix, Matrix]) -> None:
+    weight, bias = layer[0], np.arange(64, dtype=np.float32)
+    product = alone(weight, bias, np.zeros((1, 256), np.float32))
+    np.testing.assert_array_equal(product[0], bias)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_what_is_not_a_number_stays_so(layer: tuple[Matrix, Matrix], bad: float) -> None:
     """One in a row is overlooked by the largest magnitude, and by rounding."""
-    weights = state(plain.reference)
-    bias = weights["transformer.resblocks.3.mlp.c_fc.bias"].copy()
-    bias[5] = np.nan
-    weights["transformer.resblocks.3.mlp.c_fc.bias"] = bias
-    pixels = np.zeros((1, 224, 224, 3), np.uint8)
-    assert np.isnan(vectors(built(weights, Integer(plain.tower.rounded)), pixels)).all()
-
-
-def test_a_flat_picture_has_a_vector(plain: Export) -> None:
-    pixels = np.full((1, 224, 224, 3), 128, np.uint8)  # for integers, zeros
-    exact = vectors(plain.tower.build(graph.FLOAT), pixels)
-    assert (vectors(plain.tower.model(), pixels) * exact).sum() > 0.999
+    weight, rows = layer[0], layer[1][:3].copy()
+    rows[1, 5] = bad
+    product = alone(weight, np.zeros(64, np.float32), rows)
+    assert np.isnan(product[1]).all()
+    assert np.isfinite(product[[0, 2]]).all()
 
 
 def state(reference: Reference) -> graph.Weights:
@@ -331,16 +368,6 @@ def test_weights_without_outliers_are_not_smoothed(plain: Export) -> None:
     np.testing.assert_array_equal(
         plain.tower.weights[name], state(plain.reference)[f"{name}.weight"]
     )
-
-
-@pytest.fixture(scope="module")
-def layer() -> tuple[Matrix, Matrix]:
-    """A matrix with heavy tails, [out, in], and rows that it reads, whose channels depend."""
-    random = np.random.default_rng(0)
-    weight = random.standard_t(4, (64, 256)).astype(np.float32)
-    mixed = random.standard_normal((1000, 40)) @ random.standard_normal((40, 256))
-    rows = mixed + 0.3 * random.standard_normal((1000, 256))
-    return weight, rows.astype(np.float32)
 
 
 def test_gptq_beats_plain_rounding_on_heavy_tails(layer: tuple[Matrix, Matrix]) -> None:
