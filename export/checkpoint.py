@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -117,7 +117,21 @@ def _download(url: str, target: Path) -> str:
     return digest.hexdigest()
 
 
-def make_synthetic(path: Path, seed: int = 0, architecture: tuple[int, ...] = VIT_B_32) -> Path:
+Distribution = Literal["uniform", "gaussian", "student"]
+"""How the values of a matrix are spread; ``student``: Student's t with 4 degrees of freedom."""
+
+MATRICES = ("conv1.weight", "in_proj_weight", "out_proj.weight", "c_fc.weight", "c_proj.weight")
+"""How the names of the image tower's matrices end, but for the last projection."""
+
+
+def make_synthetic(
+    path: Path,
+    seed: int = 0,
+    architecture: tuple[int, ...] = VIT_B_32,
+    *,
+    distribution: Distribution = "uniform",
+    outliers: bool = False,
+) -> Path:
     """Write a full-size checkpoint in OpenAI's TorchScript format, of seeded noise.
 
     One seed gives the same weights each time, under one version of torch and on one kind of CPU:
@@ -126,6 +140,9 @@ def make_synthetic(path: Path, seed: int = 0, architecture: tuple[int, ...] = VI
     Weights as torch initialises them barely tell images apart, which would hide mistakes from a
     parity check. With the attention's input and output projections doubled, photographs score
     about 0.1 against each other: sharper than the trained model.
+
+    torch draws uniform values and no outliers, which suits integers far too well. See `redraw` and
+    `add_outliers` for the image tower's two further temptations.
     """
     clip = import_clip()
     torch.manual_seed(seed)
@@ -134,6 +151,9 @@ def make_synthetic(path: Path, seed: int = 0, architecture: tuple[int, ...] = VI
         for block in model.visual.transformer.resblocks:
             block.attn.in_proj_weight.mul_(2)
             block.attn.out_proj.weight.mul_(2)
+    redraw(model.visual, distribution, seed)
+    if outliers:
+        add_outliers(model.visual, seed)
     clip.model.convert_weights(model)
     _, resolution, *_, context, vocabulary, _, _, _ = architecture
     for name, value in (
@@ -152,6 +172,45 @@ def make_synthetic(path: Path, seed: int = 0, architecture: tuple[int, ...] = VI
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.jit.save(traced, path)
     return path
+
+
+@torch.no_grad()
+def redraw(image_tower: torch.nn.Module, distribution: Distribution, seed: int = 0) -> None:
+    """Draw the image tower's matrices anew, at the spread they have.
+
+    Trained matrices look like a bell or have heavy tails. A scale for 8 bits has to reach to the
+    largest value, so that the fewer values are large, the coarser are all others rounded.
+    """
+    if distribution == "uniform":  # which is what they are
+        return
+    random = np.random.default_rng(seed)
+    for name, tensor in image_tower.named_parameters():
+        if not name.endswith(MATRICES):
+            continue
+        if distribution == "gaussian":
+            values = random.standard_normal(tensor.shape)
+        else:
+            values = random.standard_t(4, tensor.shape) / np.sqrt(2)  # whose spread is sqrt(2)
+        tensor.copy_(torch.from_numpy(values) * tensor.std())
+
+
+@torch.no_grad()
+def add_outliers(image_tower: Any, seed: int = 0) -> None:
+    """Make six channels of every LayerNorm in a block 3 to 23 times as large as they are.
+
+    Trained transformers have such channels. The columns of the matrix that reads them are divided
+    by the same, so that the function is unchanged, but for fp16's rounding of these columns.
+    """
+    random = np.random.default_rng(seed)
+    for block in image_tower.transformer.resblocks:
+        readers = ((block.ln_1, block.attn.in_proj_weight), (block.ln_2, block.mlp.c_fc.weight))
+        for norm, matrix in readers:
+            width = matrix.shape[1]
+            channels = torch.from_numpy(random.choice(width, min(6, width), replace=False))
+            factors = torch.from_numpy(random.uniform(3, 23, len(channels))).float()
+            norm.weight[channels] *= factors
+            norm.bias[channels] *= factors
+            matrix[:, channels] /= factors
 
 
 def load_reference(path: Path, synthetic: bool = False) -> Reference:

@@ -1,6 +1,8 @@
-"""The images over which the export compares its engines with ``clip``.
+"""The images that the export needs: to judge its engines by, and to calibrate integers with.
 
-They are photographs, and every awkward kind of file that callers send.
+Those over which it compares its engines with ``clip`` are photographs, and every awkward kind of
+file that callers send. Those that it calibrates with are others, so that nothing is judged by what
+it was fitted to.
 
 The photographs come with scikit-image and are in the public domain or CC0.
 """
@@ -10,7 +12,8 @@ from functools import cache
 
 import numpy as np
 import skimage.data
-from PIL import Image
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
 
 PHOTOGRAPHS = (
     "astronaut",
@@ -22,6 +25,8 @@ PHOTOGRAPHS = (
     "retina",
     "brick",
 )
+PHOTOGRAPH = "photograph "
+"""How the names of the parity images begin that are photographs as they are."""
 _ORIENTATION = 0x0112
 
 
@@ -46,7 +51,7 @@ def golden_image() -> bytes:
 @cache
 def parity_images() -> dict[str, bytes]:
     """Name -> encoded file, about forty. Few are square: those hide mistakes in resizing."""
-    images = {f"photograph {name}": encoded(photograph(name), "PNG") for name in PHOTOGRAPHS}
+    images = {PHOTOGRAPH + name: encoded(photograph(name), "PNG") for name in PHOTOGRAPHS}
     return images | _shapes() | _modes() | _formats()
 
 
@@ -119,3 +124,61 @@ def _formats() -> dict[str, bytes]:
         "AVIF": encoded(coffee, "AVIF", quality=70),
         "interlaced-size PNG 641 x 427": encoded(photograph("rocket").resize((641, 427)), "PNG"),
     }
+
+
+@cache
+def calibration_pixels() -> NDArray[np.uint8]:
+    """What integers are calibrated with: uint8 RGB [64, 224, 224, 3], none a parity image.
+
+    They are mirrored, rotated and shifted parts of the photographs, the same in black and white
+    dots, which is what 8 bits hold worst, and pictures that are no photographs at all.
+    """
+    pictures = [
+        view for name in PHOTOGRAPHS for view in _views(photograph(name).convert("RGB"))
+    ] + _patterns()
+    return np.stack([np.asarray(_square(picture)) for picture in pictures])
+
+
+def _square(picture: Image.Image) -> Image.Image:
+    """The middle of `picture`, 224 x 224."""
+    return ImageOps.fit(picture, (224, 224), Image.Resampling.BICUBIC)
+
+
+def _views(photo: Image.Image) -> list[Image.Image]:
+    """Six pictures made of a photograph, none of which shows what its middle shows as it is."""
+    mirrored = ImageOps.mirror(photo)
+    width, height = photo.size
+    shifted = mirrored.crop((0, 0, width * 9 // 10, height * 9 // 10))
+    corner = mirrored.crop((0, 0, width * 3 // 5, height * 3 // 5))
+    opposite = photo.crop((width * 2 // 5, height * 2 // 5, width, height))
+    return [
+        mirrored,
+        shifted,
+        photo.rotate(90, expand=True),
+        ImageOps.flip(opposite),
+        mirrored.convert("1").convert("RGB"),
+        corner.convert("L").convert("1").convert("RGB"),
+    ]
+
+
+def _patterns() -> list[Image.Image]:
+    """Sixteen pictures: flat ones, noise of several grains and contrasts, stripes, ramps."""
+    random = np.random.default_rng(0)
+    flat = [np.full((224, 224, 3), colour) for colour in (0, 127, 255, (200, 40, 30))]
+    noise = [
+        128 + contrast * random.uniform(-1, 1, (224 // grain, 224 // grain, 3))
+        for grain, contrast in ((1, 127), (1, 30), (4, 127), (16, 127), (56, 127))
+    ]
+    dots = [255.0 * (random.random((224, 224, 1)) < share) for share in (0.1, 0.5, 0.9)]
+    line = np.arange(224)
+    stripes = [np.broadcast_to(255.0 * (line // width % 2), (224, 224)) for width in (2, 16)]
+    ramps = [np.add.outer(line, line) * 255 / 446, np.abs(np.subtract.outer(line, line)) * 1.0]
+    arrays = flat + noise + dots + stripes + ramps
+    return [_picture(array) for array in arrays]
+
+
+def _picture(array: NDArray[np.generic]) -> Image.Image:
+    """Numbers from 0 to 255, [height, width] or with one or three channels -> RGB, 224 x 224."""
+    array = array.reshape(*array.shape[:2], -1)
+    pixels = np.broadcast_to(array, (*array.shape[:2], 3)).astype(np.uint8)
+    return Image.fromarray(pixels).resize((224, 224), Image.Resampling.NEAREST)

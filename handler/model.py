@@ -9,6 +9,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from handler.precision import PRECISIONS
+
 FORMAT = 1
 """Version of ``model.json``. The export writes it; a reader of another version refuses."""
 
@@ -80,7 +82,8 @@ class Model:
     def fingerprint(self, precision: str, preprocess: str, jpeg_draft: int) -> str:
         """Name everything that decides a vector: compare vectors of equal fingerprints only."""
         name = self.name.replace("/", "-")
-        parts = [name, self.weights, self.checkpoint_sha256[:12], precision]
+        scheme = PRECISIONS[precision].scheme
+        parts = [name, self.weights, self.checkpoint_sha256[:12], scheme]
         if preprocess != "openai":
             parts.append(preprocess)
         elif jpeg_draft:

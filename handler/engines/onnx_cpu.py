@@ -24,7 +24,8 @@ class OnnxCpuEngine:
 
         Raises:
             ModelError: the graph of this precision or its weights are missing or unreadable, as
-                int8's are of an export without ``--precision int8``.
+                int8's are of an export without ``--precision int8``; or it is of another scheme,
+                so that its vectors would not be those that the fingerprint promises.
         """
         self.precision = precision
         _keep_freed_memory()
@@ -40,6 +41,13 @@ class OnnxCpuEngine:
             self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise ModelError(f"{path} cannot be loaded: {error}") from error
+        # Graphs that name no scheme are of the first one, whose name was the precision's.
+        scheme = self._session.get_modelmeta().custom_metadata_map.get("scheme", precision)
+        if scheme != PRECISIONS[precision].scheme:
+            raise ModelError(
+                f"{path} is of the scheme {scheme}, this package reads "
+                f"{PRECISIONS[precision].scheme}: export the model again"
+            )
 
     def encode(self, pixels: Pixels) -> Embeddings:
         """uint8 [n, 224, 224, 3] -> float32 [n, 512] of unit length."""

@@ -1,0 +1,99 @@
+"""What passes through the linear layers of the float graph, over the calibration's pictures."""
+
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import ModelProto, TensorProto
+
+from export import graph
+from export.graph import Graph, Linear, Matrix
+
+BATCH = 16
+"""Pictures of one run: enough for the speed of large products, and few for memory."""
+
+Moments = NDArray[np.float64]
+"""The mean of ``outer(x, x)`` over the rows x that a linear layer reads: [in, in]."""
+
+
+Build = Callable[[Linear], ModelProto]
+"""What makes a graph with the linear layers that it is given: `graph.build` with some weights."""
+
+
+class Tapped:
+    """Linear layers in float, which note what each of them is and what it reads."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, str] = {}
+        """Name of the layer -> name of the value that its weights are multiplied by."""
+        self.weights: dict[str, Matrix] = {}
+        """Name of the layer -> its weights, [out, in]."""
+
+    def __call__(self, g: Graph, x: str, name: str, weight: Matrix, bias: Matrix) -> str:
+        """See `graph.Linear`."""
+        self._note(g, name, x, weight)
+        return graph.FLOAT(g, x, name, weight, bias)
+
+    def of_pixels(self, g: Graph, x: str, name: str, weight: Matrix, bias: Matrix) -> str:
+        """See `graph.Linear`. Integers take pixels by their distance from 128."""
+        x = g.op("Cast", x, to=TensorProto.FLOAT)
+        self._note(g, name, g.op("Sub", x, g.scalar(128)), weight)
+        return graph.FLOAT(g, x, name, weight, bias)
+
+    def _note(self, g: Graph, name: str, x: str, weight: Matrix) -> None:
+        self.inputs[name] = x
+        self.weights[name] = weight
+        g.output(x, "n", "tokens", weight.shape[1])
+
+
+class Calibration:
+    """Runs a float graph over pictures and sums up what its linear layers read."""
+
+    def __init__(self, build: Build, pixels: NDArray[np.uint8]) -> None:
+        """`pixels`: [n, 224, 224, 3]."""
+        tapped = Tapped()
+        model = build(tapped)
+        self.weights = tapped.weights
+        """Name of each linear layer, in the order of the graph -> its weights, [out, in]."""
+        self._inputs = tapped.inputs
+        self._pixels = pixels
+        self._session = ort.InferenceSession(model.SerializeToString())
+
+    def peaks(self, names: Iterable[str]) -> dict[str, Matrix]:
+        """Layer -> the largest magnitude of each channel that it reads: [in]."""
+        peaks: dict[str, Matrix] = {}
+        for name, rows in self._rows(names):
+            largest = np.abs(rows).max(axis=0)
+            peaks[name] = np.maximum(peaks.get(name, largest), largest)
+        return peaks
+
+    def moments(self, names: Iterable[str]) -> dict[str, Moments]:
+        """Layer -> the second moments of what it reads.
+
+        Each is [in, in] in float64, up to 75 MB: ask for a few layers at a time.
+        """
+        sums: dict[str, Moments] = {}
+        counts: dict[str, int] = {}
+        for name, rows in self._rows(names):
+            # A batch is small enough for float32, the sum of all is not.
+            product = rows.T @ rows
+            if name in sums:
+                sums[name] += product
+            else:
+                sums[name] = product.astype(np.float64)
+            counts[name] = counts.get(name, 0) + len(rows)
+        for name in sums:
+            sums[name] /= counts[name]
+        return sums
+
+    def _rows(self, names: Iterable[str]) -> Iterator[tuple[str, Matrix]]:
+        """(layer, what it reads: [rows, in]), for each batch of pictures and each of the layers."""
+        names = list(names)
+        values = [self._inputs[name] for name in names]
+        options = ort.RunOptions()
+        options.only_execute_path_to_fetches = True  # nothing behind the layers asked for
+        for start in range(0, len(self._pixels), BATCH):
+            feeds = {"pixels": self._pixels[start : start + BATCH]}
+            for name, x in zip(names, self._session.run(values, feeds, options), strict=True):
+                yield name, x.reshape(-1, x.shape[-1])
