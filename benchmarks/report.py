@@ -200,7 +200,8 @@ def _on_paper(rates: dict[tuple[str, str, str], float]) -> list[str]:
     """Hours and Lambda's dollars, by images, memory and the objects that an event holds."""
     lines = [
         "| on paper | profile, memory | SQS, Distributed Map: 100 / 1,000 functions "
-        "| Lambda, x86 / arm64 | S3 Batch Operations: 100 / 1,000 functions | Lambda, x86 / arm64 |",
+        "| Lambda, x86 / arm64 | S3 Batch Operations: 100 / 1,000 functions "
+        "| Lambda, x86 / arm64 |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for name, images in (("1 M images", 10**6), ("100 M images", 10**8), ("1 B images", 10**9)):
