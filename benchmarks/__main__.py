@@ -24,9 +24,9 @@ from benchmarks.s3 import stand_in
 
 HERE = Path(__file__).parent
 IMAGES = ("640x480 JPEG", "1600x1200 JPEG", "12 MP JPEG", "12 MP PNG", "2 MP WebP")
-MEMORY_SIZES = (1024, 1769, 3008)
-BASELINE_NEEDS = 1769
-"""MB: the baseline's peak is 1.7 GB, so it does not run below this size."""
+MEMORY_SIZES = (512, 1024, 1769, 3008)
+NEEDS = {"baseline": 1769, "fastembed": 1024, "exact": 1024, "fast": 512}
+"""MB, of `MEMORY_SIZES`: below that a subject's peak memory does not fit."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class Run:
             except OSError as error:
                 self.results["cost"] = {"not measured": f"no control group could be made: {error}"}
                 return
-            subjects = [s for s in self.subjects if s != "baseline" or memory >= BASELINE_NEEDS]
+            subjects = [subject for subject in self.subjects if memory >= NEEDS[subject]]
             times: dict[str, list[float]] = defaultdict(list)
             threads = min(max(1, round(cpus)), self.threads[-1])
             with processes(subjects, self.inputs, threads) as running:
