@@ -2,7 +2,8 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import pytest
 from fastapi import Request, Response
@@ -48,9 +49,14 @@ def run(scenario: Callable[[Bodies], Awaitable[None]]) -> None:
     async def with_bodies() -> None:
         await scenario(Bodies(Config(max_body_bytes=10)))
 
+    in_a_loop(with_bodies())
+
+
+def in_a_loop(scenario: Coroutine[Any, Any, None]) -> None:
+    """As `asyncio.run`, which would leave this thread without the loop that Mangum expects."""
     loop = asyncio.new_event_loop()
     try:
-        loop.run_until_complete(with_bodies())
+        loop.run_until_complete(scenario)
     finally:
         loop.close()
 
@@ -214,7 +220,7 @@ def test_what_a_sender_is_told_word_for_word() -> None:
             "too many large requests at once: try again in a second",
         ]
 
-    asyncio.run(scenario())
+    in_a_loop(scenario())
 
 
 def test_complete_bodies_are_never_sent_away() -> None:
@@ -306,7 +312,7 @@ def test_as_many_are_worked_on_as_there_are_cpus_and_the_others_wait() -> None:
         assert {answer.media_type for answer in answers} == {"image/jpeg"}
         assert desk.most == available_cpus()
 
-    asyncio.run(scenario())
+    in_a_loop(scenario())
 
 
 def test_one_too_many_is_told_so_and_there_is_room_again_after_the_others() -> None:
@@ -324,7 +330,7 @@ def test_one_too_many_is_told_so_and_there_is_room_again_after_the_others() -> N
         for _ in range(4):
             await admission.answer(request_of(b"y")[0], desk.work)
 
-    asyncio.run(scenario())
+    in_a_loop(scenario())
 
 
 @pytest.mark.parametrize("on_lambda", [False, True])
@@ -351,7 +357,7 @@ def test_who_leaves_before_the_work_began_has_none_done_but_on_lambda(on_lambda:
                 await leaving
         assert (b"leaves" in desk.begun) is on_lambda
 
-    asyncio.run(scenario())
+    in_a_loop(scenario())
 
 
 def test_who_leaves_while_the_work_goes_on_does_not_end_it() -> None:
@@ -366,7 +372,7 @@ def test_who_leaves_while_the_work_goes_on_does_not_end_it() -> None:
         desk.open.set()
         assert (await running).body == b"x"
 
-    asyncio.run(scenario())
+    in_a_loop(scenario())
 
 
 def test_what_the_work_raises_is_the_answer_and_gives_its_place_back() -> None:
@@ -379,4 +385,4 @@ def test_what_the_work_raises_is_the_answer_and_gives_its_place_back() -> None:
             with pytest.raises(NotAnImage):
                 await admission.answer(request_of(b"x")[0], refuse)
 
-    asyncio.run(scenario())
+    in_a_loop(scenario())
