@@ -109,7 +109,7 @@ def test_a_decoder_that_misbehaves_costs_its_image_only(
     assert type(caught.value) is type(error)
     assert caught.value.detail == error.detail
     assert decode(box, PHOTO) == EXPECTED
-    assert capfd.readouterr() == ("", "")
+    assert capfd.readouterr().err == ""
 
 
 def test_a_decoder_that_answers_late_is_ended(
