@@ -27,7 +27,17 @@ pytest.importorskip("torch")
 import torch
 from numpy.typing import NDArray
 
-from export import calibration, checkpoint, graph, images, int8, mending, parity, rounding
+from export import (
+    ExportError,
+    calibration,
+    checkpoint,
+    graph,
+    images,
+    int8,
+    mending,
+    parity,
+    rounding,
+)
 from export.__main__ import MEAN, STD
 from export.__main__ import main as export
 from export.calibration import Moments
@@ -400,6 +410,14 @@ def test_gptq_is_the_same_each_time_and_takes_any_weights(layer: tuple[Matrix, M
     assert np.isfinite(one.scale).all()
     pairs = np.abs(one.values.astype(int)).reshape(64, -1, 2).sum(axis=2)
     assert pairs.max() <= 128
+
+
+def test_gptq_takes_silence_but_not_what_is_no_number(layer: tuple[Matrix, Matrix]) -> None:
+    weight = layer[0]
+    silent = rounding.gptq(weight, np.zeros((256, 256)))
+    np.testing.assert_array_equal(silent.values, rounding.gptq(weight, np.eye(256)).values)
+    with pytest.raises(ExportError, match="no numbers"):
+        rounding.gptq(weight, np.full((256, 256), np.nan))
 
 
 def test_it_is_calibrated_with_pictures_that_it_is_not_judged_by() -> None:
