@@ -18,13 +18,15 @@ from tqdm import tqdm
 from export import graph, rounding
 from export.calibration import Build, Calibration
 from export.graph import ONNX_RUNTIME, Graph, Matrix, Weights
-from export.rounding import Rounded, Rounding
+from export.rounding import Rounded
 from handler.precision import PRECISIONS
 
 MIDDLE = 128
 """The unsigned byte that stands for zero."""
 STANDS_OUT = 2
 """A channel is smoothed that is so many times larger than the middle one."""
+BEHIND_NORMS = ("attn.qkv", "attn.kv", "mlp.c_fc")
+"""How the names of the layers end that read a LayerNorm's output."""
 AT_A_TIME = 17
 """Layers whose second moments are in memory at one time, 400 MB: those of four blocks."""
 
@@ -123,12 +125,11 @@ def quantize(
     mean: NDArray[np.float64],
     std: NDArray[np.float64],
     pixels: NDArray[np.uint8],
-    *,
-    round_: Rounding = rounding.gptq,
 ) -> Tower:
     """Weights -> integers, calibrated with `pixels`, uint8 [n, 224, 224, 3]."""
     before = Calibration(partial(_build, weights, mean, std), pixels)
-    weights = smoothed(weights, before.peaks(before.weights))
+    behind_norms = [name for name in before.weights if name.endswith(BEHIND_NORMS)]
+    weights = smoothed(weights, before.peaks(behind_norms))
     del before  # its session holds a copy of all weights
     build = partial(_build, weights, mean, std)
     calibration = Calibration(build, pixels)
@@ -138,7 +139,7 @@ def quantize(
         for start in range(0, len(names), AT_A_TIME):
             moments = calibration.moments(names[start : start + AT_A_TIME])
             for name in list(moments):
-                rounded[name] = round_(calibration.weights[name], moments.pop(name))
+                rounded[name] = rounding.gptq(calibration.weights[name], moments.pop(name))
                 bar.update()
     return Tower(build, calibration.weights, rounded)
 

@@ -1,11 +1,11 @@
 """Float matrices -> 8-bit integers, so that what they are multiplied with notices it least."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from export import ExportError
 from export.calibration import Moments
 from export.graph import Matrix
 
@@ -37,12 +37,10 @@ class Rounded:
     """[out]."""
 
 
-Rounding = Callable[[Matrix, Moments], Rounded]
-"""Weights [out, in] and the second moments [in, in] of what they read -> integers."""
-
-
 def gptq(weight: Matrix, moments: Moments) -> Rounded:
-    """Round column by column, and let later columns make up for the errors of earlier ones.
+    """Weights [out, in] and the second moments [in, in] of what they read -> integers.
+
+    Columns are rounded one by one, and later ones make up for the errors of earlier ones.
 
     The error of the layer's output is ``x @ E.T``, where ``E`` is the error of the weights. Its
     mean square is ``|E @ L|**2`` for ``moments = L @ L.T``. L is lower triangular, so column j of
@@ -51,9 +49,17 @@ def gptq(weight: Matrix, moments: Moments) -> Rounded:
     usually written with the inverse of the moments, in the equivalent form of Babai's algorithm.)
 
     Neighbouring columns keep to `PAIR`: of two, the first takes what room the second leaves.
+
+    Raises:
+        ExportError: the moments are no numbers.
     """
     inputs = weight.shape[1]
-    damping = DAMPING * np.trace(moments) / inputs
+    mean = np.trace(moments) / inputs
+    if not np.isfinite(mean):
+        raise ExportError(
+            "the weights given make activations that are no numbers: no model written"
+        )
+    damping = DAMPING * mean if mean > 0 else 1.0
     factor = np.linalg.cholesky(moments + damping * np.eye(inputs)).astype(np.float32)  # L
     scale = pair_safe_scale(weight)
     columns = np.ascontiguousarray(weight.T)  # [in, out]: a column of the weights is a row here

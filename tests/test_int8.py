@@ -27,7 +27,17 @@ pytest.importorskip("torch")
 import torch
 from numpy.typing import NDArray
 
-from export import calibration, checkpoint, graph, images, int8, mending, parity, rounding
+from export import (
+    ExportError,
+    calibration,
+    checkpoint,
+    graph,
+    images,
+    int8,
+    mending,
+    parity,
+    rounding,
+)
 from export.__main__ import MEAN, STD
 from export.__main__ import main as export
 from export.calibration import Moments
@@ -109,6 +119,7 @@ SPOILED = "transformer.resblocks.5.mlp.c_fc"
 def hard(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Export:
     """Of weights with heavy tails, with channels that stand out, and with one layer spoiled."""
     changed = copy.deepcopy(reference)
+    _draw_norms(changed.model.visual)
     checkpoint.redraw(changed.model.visual, "student")
     checkpoint.add_outliers(changed.model.visual)
     changed.model.half().float()  # as a checkpoint has them
@@ -119,6 +130,16 @@ def hard(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Expo
         return dataclasses.replace(tower, rounded={**tower.rounded, SPOILED: spoiled})
 
     return exported(changed, tmp_path_factory.mktemp("hard"), spoil)
+
+
+@torch.no_grad()
+def _draw_norms(tower: Any) -> None:
+    """Give the LayerNorms gains and biases, where torch begins with ones and zeros."""
+    torch.manual_seed(0)
+    for block in tower.transformer.resblocks:
+        for norm in (block.ln_1, block.ln_2):
+            norm.weight.uniform_(0.8, 1.2)
+            norm.bias.normal_(std=0.1)
 
 
 @pytest.fixture(scope="module", params=["plain", "hard"])
@@ -283,7 +304,7 @@ def test_channels_that_stand_out_do_not_pass_unless_they_are_smoothed(
 
     smoothed, unsmoothed = tower(hard.tower.build), tower(partial(built, state(hard.reference)))
     assert not close_enough(unsmoothed, samples)
-    assert off(unsmoothed, samples) > 2 * off(smoothed, samples)
+    assert off(unsmoothed, samples) > 1.4 * off(smoothed, samples)
 
 
 @pytest.fixture(scope="module")
@@ -296,11 +317,13 @@ def layer() -> tuple[Matrix, Matrix]:
     return weight, rows.astype(np.float32)
 
 
-def alone(weight: Matrix, bias: Matrix, rows: Matrix) -> Matrix:
-    """What one linear layer in integers makes of `rows`."""
-    g = Graph(halve=False, linear=Integer({"layer": nearest(weight)}))
+def alone(weight: Matrix, bias: Matrix, rows: Matrix) -> tuple[Matrix, Matrix]:
+    """What one linear layer in integers makes of `rows`, and the scales that it gives them."""
+    linear = Integer({"layer": nearest(weight)})
+    g = Graph(halve=False, linear=linear)
     x = g.input("x", onnx.TensorProto.FLOAT, "n", weight.shape[1])
-    g.output(g.linear(g, x, "layer", weight, bias), "n", weight.shape[0])
+    g.output(linear(g, x, "layer", weight, bias), "n", weight.shape[0])
+    g.output(linear.scale(g, x), "n", 1)
     parts = (g.nodes, "layer", g.inputs[1:], g.outputs, g.initializers)  # without the pixels
     opsets = [onnx.helper.make_opsetid("", graph.OPSET)]
     opsets.append(onnx.helper.make_opsetid(graph.ONNX_RUNTIME, 1))
@@ -308,9 +331,8 @@ def alone(weight: Matrix, bias: Matrix, rows: Matrix) -> Matrix:
         onnx.helper.make_graph(*parts), opset_imports=opsets, ir_version=graph.IR_VERSION
     )
     session = ort.InferenceSession(model.SerializeToString())
-    (product,) = session.run(None, {"x": rows})
-    found: Matrix = product
-    return found
+    product, scales = session.run(None, {"x": rows})
+    return product, scales
 
 
 def test_rows_of_any_size_keep_their_own_scale(layer: tuple[Matrix, Matrix]) -> None:
@@ -318,14 +340,15 @@ def test_rows_of_any_size_keep_their_own_scale(layer: tuple[Matrix, Matrix]) -> 
     rows *= np.array([[1e-20], [1e-3], [1], [1e20]], np.float32)
     exact = rows @ weight.T
     bias = np.zeros(len(weight), np.float32)
-    errors = np.abs(alone(weight, bias, rows) - exact).max(axis=1) / np.abs(exact).max(axis=1)
+    errors = np.abs(alone(weight, bias, rows)[0] - exact).max(axis=1) / np.abs(exact).max(axis=1)
     assert errors.max() < 0.05
 
 
 def test_a_row_of_zeros_gives_the_bias(layer: tuple[Matrix, Matrix]) -> None:
     weight, bias = layer[0], np.arange(64, dtype=np.float32)
-    product = alone(weight, bias, np.zeros((1, 256), np.float32))
+    product, scales = alone(weight, bias, np.zeros((1, 256), np.float32))
     np.testing.assert_array_equal(product[0], bias)
+    assert scales.min() > 0  # nothing is divided by zero on the way
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -333,7 +356,7 @@ def test_what_is_not_a_number_stays_so(layer: tuple[Matrix, Matrix], bad: float)
     """One in a row is overlooked by the largest magnitude, and by rounding."""
     weight, rows = layer[0], layer[1][:3].copy()
     rows[1, 5] = bad
-    product = alone(weight, np.zeros(64, np.float32), rows)
+    product, _ = alone(weight, np.zeros(64, np.float32), rows)
     assert np.isnan(product[1]).all()
     assert np.isfinite(product[[0, 2]]).all()
 
@@ -387,6 +410,8 @@ def test_gptq_where_channels_do_not_depend_is_plain_rounding(layer: tuple[Matrix
     np.testing.assert_array_equal(rounded.scale, expected.scale)
     differ = rounded.values != expected.values
     assert differ.mean() < 0.01  # where a pair would have had a sum of 129
+    pairs = np.abs(expected.values.astype(int)).reshape(64, -1, 2).sum(axis=2)
+    assert pairs.max() <= 129
 
 
 def test_gptq_is_the_same_each_time_and_takes_any_weights(layer: tuple[Matrix, Matrix]) -> None:
@@ -400,6 +425,14 @@ def test_gptq_is_the_same_each_time_and_takes_any_weights(layer: tuple[Matrix, M
     assert np.isfinite(one.scale).all()
     pairs = np.abs(one.values.astype(int)).reshape(64, -1, 2).sum(axis=2)
     assert pairs.max() <= 128
+
+
+def test_gptq_takes_silence_but_not_what_is_no_number(layer: tuple[Matrix, Matrix]) -> None:
+    weight = layer[0]
+    silent = rounding.gptq(weight, np.zeros((256, 256)))
+    np.testing.assert_array_equal(silent.values, rounding.gptq(weight, np.eye(256)).values)
+    with pytest.raises(ExportError, match="no numbers"):
+        rounding.gptq(weight, np.full((256, 256), np.nan))
 
 
 def test_it_is_calibrated_with_pictures_that_it_is_not_judged_by() -> None:
@@ -467,7 +500,7 @@ def test_the_mean_has_a_limit_of_its_own() -> None:
     assert not parity.passed(rows)
     assert parity.table(rows).splitlines()[-1].endswith("0.99750000  FAILED")
     assert parity.passed([*rows[:1], *(row(str(i), 0.9999) for i in range(9))])
-    assert not parity.passed([row("a", float("nan"))])
+    assert not parity.mean_passed([row("a", float("nan"))], "int8")
 
 
 # --- synthetic weights that are hard on integers
@@ -488,13 +521,15 @@ def test_synthetic_weights_can_have_tails_at_the_same_spread(reference: Referenc
 
 
 def test_synthetic_outliers_leave_the_function_as_it_was(reference: Reference) -> None:
-    tower = copy.deepcopy(reference.model.visual)
+    before_outliers = copy.deepcopy(reference.model.visual)
+    _draw_norms(before_outliers)
+    tower = copy.deepcopy(before_outliers)
     checkpoint.add_outliers(tower)
     gains = tower.transformer.resblocks[7].ln_2.weight
-    assert (gains > 2.9).sum() == 6
+    assert (gains > 2.3).sum() == 6
     picture = torch.randn(1, 3, 224, 224)
     with torch.inference_mode():
-        before, after = reference.model.visual(picture), tower(picture)
+        before, after = before_outliers(picture), tower(picture)
     assert torch.nn.functional.cosine_similarity(before, after) > 1 - 1e-5
 
 
