@@ -178,6 +178,26 @@ def test_who_has_just_begun_is_not_the_slowest_however_slow() -> None:
     run(scenario)
 
 
+def test_who_stopped_is_slower_than_who_still_sends_a_little() -> None:
+    async def scenario(bodies: Bodies) -> None:
+        stopped, dripping = Sender(bodies), Sender(bodies)
+        stopped.send(b"x" * 10)
+        for _ in range(6):
+            dripping.send(b"y")
+            await asyncio.sleep(0.05)
+        others = [Sender(bodies) for _ in range(3)]
+        for other in others:
+            other.send(b"z" * 10, last=True)
+        with pytest.raises(BodyTooSlow, match="slowest"):
+            await stopped.answer()
+        dripping.send(b"", last=True)
+        assert await dripping.answer() == b"y" * 6
+        for other in others:
+            assert await other.answer() == b"z" * 10
+
+    run(scenario)
+
+
 def test_every_upload_that_comes_on_top_costs_another() -> None:
     async def scenario(bodies: Bodies) -> None:
         senders = []
