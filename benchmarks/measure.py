@@ -81,9 +81,17 @@ class Usage:
 
 def descendants(pid: int) -> list[int]:
     """The processes that `pid` started, that those started, and so on."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    children = [int(child) for task in tasks for child in (task / "children").read_text().split()]
+    children = [
+        child for task in Path(f"/proc/{pid}/task").iterdir() for child in _started_by(task)
+    ]
     return [one for child in children for one in (child, *descendants(child))]
+
+
+def _started_by(task: Path) -> list[int]:
+    try:
+        return [int(child) for child in (task / "children").read_text().split()]
+    except FileNotFoundError:  # the thread has ended meanwhile
+        return []
 
 
 def _proportional_megabytes(pid: int) -> float:
