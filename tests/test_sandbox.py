@@ -507,6 +507,19 @@ def raising(error: Exception) -> Any:
     return to_pixels
 
 
+def test_an_image_whose_memory_others_held_is_decoded_all_the_same() -> None:
+    tries: list[str] = []
+
+    def to_pixels(data: bytes, kind: str, limits: Limits) -> Decoded:
+        tries.append(kind)
+        if len(tries) == 1:
+            raise MemoryError
+        return EXPECTED
+
+    assert answers(PHOTO, to_pixels)[-1] == EXPECTED.pixels
+    assert tries == ["JPEG", "JPEG"]
+
+
 def test_a_decoder_answers_with_pixels_or_a_code_and_a_text() -> None:
     number, done, used, length, name, width, height, pixels = answers(
         PHOTO, zygote.to_pixels_of("handler.images.decode", "to_pixels")

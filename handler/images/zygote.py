@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from handler.errors import ClipError, ImageTooCostly, InvalidImage
-from handler.images.confine import confine, release_memory
+from handler.images.confine import KEPT, confine, keep_memory, release_memory
 from handler.images.wire import (
     ANSWER,
     CONTROL,
@@ -27,9 +27,6 @@ from handler.images.wire import (
     Decoded,
     Limits,
 )
-
-LARGE = 16 * 2**20
-"""Bytes of an image after which memory goes back to the system; after smaller ones it is kept."""
 
 ToPixels = Callable[[bytes, str, Limits], Decoded]
 
@@ -93,6 +90,7 @@ def _fork(  # pragma: no cover
         os.close(connection)
         service = socket.socket(fileno=CONTROL)
         os.setpgid(0, 0)
+        keep_memory()
         confine(megabytes, zygote)
         status = 0
         serve(service, to_pixels, seconds)
@@ -123,10 +121,9 @@ def serve(connection: socket.socket, to_pixels: ToPixels, seconds: float) -> Non
         signal.setitimer(signal.ITIMER_PROF, 0)
         connection.sendall(ANSWER.pack(number, done, used, len(text), *image) + text)
         _, width, height = image
-        if not done or len(data) + 4 * width * height > LARGE:
+        if not done or len(data) + 4 * width * height > KEPT:
             del data
-            gc.collect()  # some of Pillow's images are in cycles
-            release_memory()
+            _forget()
 
 
 Image = tuple[bytes, int, int]
@@ -139,7 +136,7 @@ def _decode(
     """Whether there are pixels; what the image is; its pixels, or its error's code and text."""
     error: ClipError
     try:
-        decoded = to_pixels(data, kind, limits)
+        decoded = _try_twice(to_pixels, data, kind, limits)
         return True, (decoded.format.encode(), *decoded.size), decoded.pixels
     except ClipError as refusal:
         error = refusal
@@ -148,6 +145,20 @@ def _decode(
     except Exception:  # noqa: BLE001  # whatever it is, this image is why
         error = InvalidImage(f"the {kind} image cannot be decoded")
     return False, (b"", 0, 0), f"{error.code} {error.detail}".encode()
+
+
+def _try_twice(to_pixels: ToPixels, data: bytes, kind: str, limits: Limits) -> Decoded:
+    """As `to_pixels`; once more if there was not memory enough, which images before may hold."""
+    with suppress(MemoryError):
+        return to_pixels(data, kind, limits)
+    _forget()
+    return to_pixels(data, kind, limits)
+
+
+def _forget() -> None:
+    """Give back all memory that no image needs any more."""
+    gc.collect()  # some of Pillow's images are in cycles
+    release_memory()
 
 
 def _receive(connection: socket.socket, length: int) -> bytes:
