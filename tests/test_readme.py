@@ -150,6 +150,31 @@ def test_direct_invokes_name_the_alias() -> None:
     assert len(invoked) == 2
 
 
+def _would_run(*arguments: str) -> str:
+    run = subprocess.run(
+        ["make", "--dry-run", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return run.stdout + run.stderr
+
+
+def test_make_exports_and_serves_the_profile_that_it_is_told(tmp_path: Path) -> None:
+    where = f"MODEL_DIR={tmp_path / 'model'}"
+    exact, fast = _would_run("run", where), _would_run("run", where, "PROFILE=fast")
+    assert "CLIP_PROFILE=exact " in exact
+    assert "--precision" not in exact
+    assert "CLIP_PROFILE=fast " in fast
+    assert "--precision int8" in fast
+    assert "PROFILE is exact or fast, not 'fats'" in _would_run("run", where, "PROFILE=fats")
+
+
+def test_a_model_without_int8_is_exported_again_when_fast_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "model.json").touch()
+    assert "export" not in _would_run("run", f"MODEL_DIR={tmp_path}")
+    assert "--precision int8" in _would_run("run", f"MODEL_DIR={tmp_path}", "PROFILE=fast")
+    (tmp_path / "visual.int8.onnx").touch()
+    assert "export" not in _would_run("run", f"MODEL_DIR={tmp_path}", "PROFILE=fast")
+
+
 @pytest.mark.parametrize(("arguments", "host"), [([], "127.0.0.1"), (["HOST=0.0.0.0"], "0.0.0.0")])
 def test_make_run_listens_on_this_machine_alone_unless_told(
     arguments: list[str], host: str
