@@ -590,3 +590,15 @@ def test_a_maps_batch_of_nothing_good_has_no_place(worker: Encoder) -> None:
         "detail": 'an image of a batch must be in S3: {"s3": {"bucket": ..., "key": ...}}',
         "source": None,
     }
+
+
+@pytest.mark.parametrize("turn", [1, -1])
+def test_what_one_message_names_and_another_says_to_have_changed_is_missed(
+    worker: Encoder, turn: int
+) -> None:
+    """A message that names an object wants its vector, whatever others in the batch say of it."""
+    event = sqs(*[in_s3("gone"), s3_notification("gone")][::turn], s3_notification("gone too"))
+    failed = direct.invoke(event, None, worker)["batchItemFailures"]
+    assert [one["itemIdentifier"] for one in failed] == [
+        record["messageId"] for record in event["Records"][:2]
+    ]
