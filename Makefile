@@ -73,7 +73,7 @@ fuzz: $(VENV)/.dev $(MODEL_DIR)/model.json  ## damaged files and events, 20,000 
 soak: $(VENV)/.dev $(MODEL_DIR)/model.json  ## 5,000 good and bad requests through the emulator (ARGS="--requests N")
 	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/python -m tests.soak $(ARGS)
 
-proof: $(VENV)/.dev $(MODEL_DIR)/model.json  ## 10,000 good and bad objects through the batch engines, 22 minutes (ARGS="--objects N")
+proof: $(VENV)/.dev $(MODEL_DIR)/model.json  ## 10,000 good and bad objects through the batch engines, 20 minutes (ARGS="--objects N")
 	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/python -m tests.proof $(ARGS)
 
 # Lambda refuses an image index, which is what BuildKit's attestations would make of it.
