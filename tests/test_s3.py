@@ -346,7 +346,7 @@ def test_downloads_run_side_by_side_and_while_images_are_encoded(
             seconds.append(time.monotonic() - start)
         record["s3_wait_ms"] = 0
         here.encode_batch(wanted)
-    assert seconds[1] < 8 * seconds[0]  # about three rounds; 24 one after the other
+    assert seconds[1] < 12 * seconds[0]  # three rounds, and the stand-in's own time; not 24
     assert record["s3_wait_ms"] / 1000 < 0.7 * seconds[1]  # about the first round only
 
 
