@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any
 
 import pytest
@@ -59,6 +59,14 @@ def in_a_loop(scenario: Coroutine[Any, Any, None]) -> None:
         loop.run_until_complete(scenario)
     finally:
         loop.close()
+
+
+async def all_leave(senders: Iterable[Sender]) -> None:
+    """Have all who are not sent away hang up."""
+    for sender in senders:
+        sender.leave()
+        with pytest.raises((BodyTooSlow, ClientDisconnect)):
+            await sender.answer()
 
 
 async def settle() -> None:
@@ -129,10 +137,7 @@ def test_who_stopped_goes_at_once_and_not_who_has_just_begun() -> None:
         begun.send(b"y", last=True)
         assert await begun.answer() == b"yy"
         assert await newest.answer() == b"z" * 10
-        for sender in stopped:
-            sender.leave()
-            with pytest.raises((BodyTooSlow, ClientDisconnect)):
-                await sender.answer()
+        await all_leave(stopped)
 
     run(scenario)
 
@@ -170,10 +175,7 @@ def test_who_has_just_begun_is_not_the_slowest_however_slow() -> None:
         assert await slow.answer() == b"yyyyy"
         await settle()
         assert sum(other.result.done() for other in others) == 1
-        for other in others:
-            other.leave()
-            with pytest.raises((BodyTooSlow, ClientDisconnect)):
-                await other.answer()
+        await all_leave(others)
 
     run(scenario)
 
@@ -207,10 +209,7 @@ def test_every_upload_that_comes_on_top_costs_another() -> None:
             await settle()
             sent_away = sum(sender.result.done() for sender in senders)
             assert sent_away == max(0, number + 1 - 4)
-        for sender in senders:
-            sender.leave()
-            with pytest.raises((BodyTooSlow, ClientDisconnect)):
-                await sender.answer()
+        await all_leave(senders)
 
     run(scenario)
 

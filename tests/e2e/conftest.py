@@ -156,12 +156,17 @@ def image(build_arguments: dict[str, str]) -> str:
     """The Lambda image."""
     answers = shutil.which(DOCKER) and docker("version", check=False).returncode == 0
     require("docker", answers, f"no Docker engine answers `{DOCKER} version`")
+    return built(build_arguments, IMAGE)
+
+
+def built(arguments: dict[str, str], tag: str, title: str = "") -> str:
+    """`tag`, once it is built; how long that took and how large it is are kept under `title`."""
     start = time.monotonic()
-    build(build_arguments, "--tag", IMAGE)
-    FIGURES["docker build"] = f"{time.monotonic() - start:.0f} s"
-    size = int(docker("image", "inspect", "--format", "{{.Size}}", IMAGE).stdout)
-    FIGURES["image size"] = f"{size / 1e6:.0f} MB"
-    return IMAGE
+    build(arguments, "--tag", tag)
+    FIGURES[f"{title}docker build"] = f"{time.monotonic() - start:.0f} s"
+    size = int(docker("image", "inspect", "--format", "{{.Size}}", tag).stdout)
+    FIGURES[f"{title}image size"] = f"{size / 1e6:.0f} MB"
+    return tag
 
 
 @pytest.fixture(scope="session")

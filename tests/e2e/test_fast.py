@@ -1,7 +1,6 @@
 """The image of the profile ``fast``: int8 weights and no others, in less memory."""
 
 import json
-import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +11,7 @@ from handler.config import PROFILES, Config
 from handler.encoder import load_encoder
 from handler.engines import Embedding
 from tests.answers import ERRORS, EVENTS, check_answer
-from tests.e2e.conftest import FIGURES, Function, build, docker, model_of, running
+from tests.e2e.conftest import FIGURES, Function, build, built, docker, model_of, running
 
 IMAGE = "clip-image-encoder:e2e-fast"
 
@@ -20,12 +19,7 @@ IMAGE = "clip-image-encoder:e2e-fast"
 @pytest.fixture(scope="module")
 def fast(image: str, build_arguments: dict[str, str]) -> str:
     """The image; after `image`, so that only the export and what follows it are made anew."""
-    start = time.monotonic()
-    build(build_arguments | {"PROFILE": "fast"}, "--tag", IMAGE)
-    FIGURES["fast: docker build after the other"] = f"{time.monotonic() - start:.0f} s"
-    size = int(docker("image", "inspect", "--format", "{{.Size}}", IMAGE).stdout)
-    FIGURES["fast: image size"] = f"{size / 1e6:.0f} MB"
-    return IMAGE
+    return built(build_arguments | {"PROFILE": "fast"}, IMAGE, "fast, ")
 
 
 @pytest.fixture(scope="module")
