@@ -81,10 +81,12 @@ class Usage:
 
 def descendants(pid: int) -> list[int]:
     """The processes that `pid` started, that those started, and so on."""
-    children = [
-        child for task in Path(f"/proc/{pid}/task").iterdir() for child in _started_by(task)
-    ]
-    return [one for child in children for one in (child, *descendants(child))]
+    return [one for child in children(pid) for one in (child, *descendants(child))]
+
+
+def children(pid: int) -> list[int]:
+    """The processes that `pid` started, from whichever of its threads, and that still are."""
+    return [child for task in Path(f"/proc/{pid}/task").iterdir() for child in _started_by(task)]
 
 
 def _started_by(task: Path) -> list[int]:

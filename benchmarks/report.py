@@ -98,7 +98,7 @@ def table(results: Results) -> str:
     rows.row("installed: packages and weights", results["sizes"], "{:.0f} MB", {}, less=True)
     for count, by_image in results["warm"].items():
         for image, times in by_image.items():
-            rows.times(f"{image}, {count} thread{'s' if count != '1' else ''}", times)
+            rows.times(f"{image}, {_threads(count)}", times)
     for batch, times in results["batch"].items():
         rows.rates(f"images in batches of {batch}, {threads} threads", int(batch), times)
     parts = [

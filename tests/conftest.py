@@ -310,8 +310,8 @@ def _save_coverage(client: httpx.Client, emulator_pid: int) -> None:
 
     It waits for events in C, so that Python sees the signal only after one more event.
     """
+    from benchmarks.measure import children
     from tests.answers import INVOKE  # which imports this file
-    from tests.measure import children
 
     for runtime in children(emulator_pid):
         os.kill(runtime, signal.SIGTERM)

@@ -69,12 +69,6 @@ def resident_megabytes(pid: int | str = "self") -> float:
     )
 
 
-def children(parent: int) -> list[int]:
-    """The processes that `parent` started, from whichever of its threads, and that still are."""
-    tasks = Path(f"/proc/{parent}/task").iterdir()
-    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
-
-
 def is_running(pid: int) -> bool:
     """Whether the process is there, and not only its entry, which its parent has yet to read."""
     try:

@@ -37,6 +37,7 @@ from cfnlint.decode import cfn_yaml
 from PIL import Image
 from tqdm import tqdm
 
+from benchmarks.measure import children
 from events import generate
 from export import index
 from handler.config import Config
@@ -47,7 +48,7 @@ from tests.answers import INVOKE
 from tests.aws import CHANGING, UNWRITABLE, aws, take_vectors
 from tests.bombs import encoded
 from tests.conftest import ROOT, emulator, with_settings
-from tests.measure import children, growth, resident_megabytes
+from tests.measure import growth, resident_megabytes
 
 OUTPUTS = ("s3://vectors/proof", "s3vectors://proof/clip")
 LARGE = 20 * 2**20

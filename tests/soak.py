@@ -20,11 +20,12 @@ from typing import Any
 import httpx
 from PIL import Image
 
+from benchmarks.measure import children
 from events import generate
 from tests import bombs
 from tests.answers import INVOKE
 from tests.conftest import emulator
-from tests.measure import children, growth, resident_megabytes
+from tests.measure import growth, resident_megabytes
 
 MEMORY_GROWTH = 1.05
 """The last tenth's memory over the second tenth's, at most. The first tenth fills caches."""

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from benchmarks.measure import children
 from export import images
 from handler.config import Config, available_cpus
 from handler.errors import (
@@ -36,7 +37,7 @@ from handler.images.wire import ANSWER, NOT_CONFINED, REQUEST, Decoded, Limits
 from tests import bombs
 from tests.conftest import ROOT
 from tests.hostile import bad
-from tests.measure import all_end, children, resident_megabytes
+from tests.measure import all_end, resident_megabytes
 
 Said = Callable[[], list[str]]
 

@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.measure import children
 from tests.fuzz import corpus
 from tests.fuzz.mutate import mutate_event, mutate_image
-from tests.measure import all_end, children
+from tests.measure import all_end
 
 ROOT = Path(__file__).parent.parent.parent
 CRASHES = ROOT / "tests" / "fixtures" / "crashes"

@@ -22,13 +22,14 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from benchmarks.measure import children
 from handler import errors
 from handler.errors import RequestError
 from handler.images.sandbox import Decoder, Sandbox
 from handler.images.wire import SIZE
 from tests.fuzz.corpus import images
 from tests.fuzz.judge import unaccounted
-from tests.measure import children, resident_megabytes
+from tests.measure import resident_megabytes
 
 MEMORY = 300 * 2**20
 """Bytes that the service may take for a case; what its decoders may take, the sandbox says."""
