@@ -46,7 +46,7 @@ COPY export/ export/
 COPY requirements-torch.txt ViT-B-32.p[t] ./
 RUN mkdir -p ~/.cache/clip && if [ -f ViT-B-32.pt ]; then ln -s "$PWD/ViT-B-32.pt" ~/.cache/clip/; fi; \
     case "$PROFILE" in \
-        exact) precision=fp32; weights="visual.onnx visual.onnx.data" ;; \
+        exact) precision=fp32; weights=visual.onnx ;; \
         fast)  precision=int8; weights=visual.int8.onnx ;; \
         *)     echo "PROFILE is exact or fast, not '$PROFILE'" >&2; exit 2 ;; \
     esac; \
@@ -61,7 +61,7 @@ RUN mkdir -p ~/.cache/clip && if [ -f ViT-B-32.pt ]; then ln -s "$PWD/ViT-B-32.p
               exit 1; }; \
     rm -rf ~/.cache/clip && chmod -R a+rX /model \
     # What the function needs of it: one precision's weights, and none of torch's.
-    && mkdir /function && cd /model && cp -l model.json $weights /function/
+    && mkdir /function && cd /model && cp -l model.json $weights $weights.data /function/
 
 # --- target `server`: uvicorn and the torch engine, on CUDA where there is one ----------------------
 FROM torch AS server

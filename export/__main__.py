@@ -120,7 +120,8 @@ def write_model(reference: Reference, directory: Path, precision: str = "fp32") 
     state = {name: value.float() for name, value in reference.model.visual.state_dict().items()}
     weights = {name: value.numpy() for name, value in state.items()}
     samples = parity.samples(reference, images.parity_images())
-    graph.save(graph.build(weights, np.array(MEAN), np.array(STD)), directory)
+    visual = directory / PRECISIONS["fp32"].file
+    graph.save(graph.build(weights, np.array(MEAN), np.array(STD)), visual)
     in_float: tuple[str, ...] = ()
     if precision == "int8":
         in_float = _write_int8(weights, samples, directory)

@@ -234,15 +234,19 @@ def _quick_gelu(g: Graph, x: str) -> str:
     return g.op("Mul", x, g.op("Sigmoid", g.op("Mul", x, g.scalar(1.702))))
 
 
-def save(model: onnx.ModelProto, directory: Path) -> None:
-    """Write ``visual.onnx`` and, memory-mappable beside it, ``visual.onnx.data``."""
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write the graph to `path`, and its weights beside it in ``<name>.data``.
+
+    There ONNX Runtime maps them into memory. Weights within the graph's file it would copy twice,
+    which is a quarter of its time to load int8.
+    """
+    data = path.with_name(f"{path.name}.data")
     onnx.save(
         model,
-        directory / "visual.onnx",
+        path,
         save_as_external_data=True,
         all_tensors_to_one_file=True,
-        location="visual.onnx.data",
+        location=data.name,
         size_threshold=1024,
     )
-    # onnx lets only the owner read the file; Lambda runs as another user.
-    (directory / "visual.onnx.data").chmod(0o644)
+    data.chmod(0o644)  # onnx lets only the owner read the file; Lambda runs as another user

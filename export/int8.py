@@ -117,7 +117,7 @@ def save(model: ModelProto, directory: Path) -> None:
     """Write ``visual.int8.onnx``, which names its scheme: the engine loads no other."""
     precision = PRECISIONS["int8"]
     onnx.helper.set_model_props(model, {"scheme": precision.scheme})
-    onnx.save(model, directory / precision.file)
+    graph.save(model, directory / precision.file)
 
 
 def quantize(

@@ -193,7 +193,7 @@ def test_model_json_holds_the_figures_of_both_gates(each: Export) -> None:
     assert int8_["scheme"] == "int8row"
     assert card["format"] == 1
     sizes = {name: file["bytes"] for name, file in card["files"].items()}
-    assert sizes["visual.int8.onnx"] < sizes["visual.onnx.data"] / 1.4  # what is mended counts
+    assert sizes["visual.int8.onnx.data"] < sizes["visual.onnx.data"] / 1.4  # with what is mended
 
 
 def test_the_service_runs_it_when_asked_and_says_so(plain: Export) -> None:
@@ -203,7 +203,7 @@ def test_the_service_runs_it_when_asked_and_says_so(plain: Export) -> None:
     assert ".fp32" in fp32.fingerprint
     assert ".int8row" in integers.fingerprint
     files = plain.card["files"]
-    assert files["visual.int8.onnx"]["bytes"] < files["visual.onnx.data"]["bytes"] / 2
+    assert files["visual.int8.onnx.data"]["bytes"] < files["visual.onnx.data"]["bytes"] / 2
     photo = images.encoded(images.photograph("astronaut"), "JPEG")
     assert 0.999 <= float(integers.encode(photo) @ fp32.encode(photo)) < 0.99999
 

@@ -64,7 +64,7 @@ def test_the_vector_is_near_the_exact_one_and_says_that_it_is_another(
 
 def test_it_holds_the_weights_of_its_own_profile_only(fast: str) -> None:
     files = docker("run", "--rm", "--entrypoint", "ls", fast, "model").stdout.split()
-    assert files == ["model.json", "visual.int8.onnx"]
+    assert files == ["model.json", "visual.int8.onnx", "visual.int8.onnx.data"]
     (config,) = json.loads(docker("image", "inspect", fast).stdout)
     assert config["Config"]["Labels"]["clip.profile"] == "fast"
 
