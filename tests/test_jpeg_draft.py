@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from benchmarks.accuracy import MIN_COSINE, cosine, enlarged
+from benchmarks.accuracy import MIN_COSINE, cosine, enlarged, halftone
 from export.images import encoded, parity_images, photograph
 from handler.config import Config
 from handler.engines import Engine
@@ -48,6 +48,20 @@ def test_the_vector_stays_that_of_full_decoding(
     data = enlarged(photo, size)
     assert min(jpeg(data).size) < min(size) == min(full_size(jpeg(data)))
     assert cosine(engine, data, DRAFT) >= MIN_COSINE
+
+
+@pytest.mark.parametrize(("period", "degrees"), [(4, 0), (6, 45), (10, 20)])
+def test_printed_dots_are_found_and_decoded_in_full(period: float, degrees: float) -> None:
+    """At a reduced scale their vector's cosine would be 0.992 to 0.9995."""
+    data = halftone("chelsea", 4 * DRAFT, period, degrees)
+    assert jpeg(data).size == (DRAFT, DRAFT)
+    assert np.array_equal(pixels_of(data, FAST), pixels_of(data, FULL))
+
+
+@pytest.mark.parametrize("photo", ["camera", "coffee"])  # a grey one and one in colour
+def test_photographs_are_not_decoded_twice(photo: str) -> None:
+    data = enlarged(photo, (2881, 2887))
+    assert not np.array_equal(pixels_of(data, FAST), pixels_of(data, FULL))
 
 
 def test_every_image_of_the_parity_gate_keeps_what_the_gate_promises(engine: Engine) -> None:
