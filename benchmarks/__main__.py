@@ -11,6 +11,8 @@ import platform
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,8 +21,10 @@ from typing import Any
 from tqdm import tqdm
 
 from benchmarks import report, sizes
-from benchmarks.measure import OURS, CpuShare, cold_start, processes
+from benchmarks.engines import ENGINES, interpreter
+from benchmarks.measure import OURS, CpuShare, Process, cold_start, processes
 from benchmarks.s3 import stand_in
+from benchmarks.servers import SERVERS, Running
 
 HERE = Path(__file__).parent
 IMAGES = ("640x480 JPEG", "1600x1200 JPEG", "12 MP JPEG", "12 MP PNG", "2 MP WebP")
@@ -37,10 +41,11 @@ class Plan:
     cold_cache: int
     rounds: int
     per_round: int
+    server_starts: int
 
 
-FULL = Plan(cold=9, cold_cache=3, rounds=5, per_round=6)
-QUICK = Plan(cold=1, cold_cache=1, rounds=1, per_round=2)
+FULL = Plan(cold=9, cold_cache=3, rounds=5, per_round=6, server_starts=3)
+QUICK = Plan(cold=1, cold_cache=1, rounds=1, per_round=2, server_starts=1)
 
 
 class Run:
@@ -53,7 +58,9 @@ class Run:
         warm = len(self.threads) * (len(IMAGES) + 1) + 3 + len(MEMORY_SIZES)
         s3 = len(self.threads) * len(OURS)
         cold = len(subjects) * (plan.cold + 1 + plan.cold_cache)
-        steps = cold + plan.rounds * (warm + s3)
+        towers = (len(self.threads) * (plan.rounds + 1) + 1) * len(ENGINES)
+        web = (plan.server_starts + plan.rounds) * len(SERVERS)
+        steps = cold + plan.rounds * (warm + s3) + towers + web
         self.bar = tqdm(total=steps, unit="step", smoothing=0.05)
 
     def all(self) -> dict[str, Any]:
@@ -64,6 +71,8 @@ class Run:
         self.cold_starts()
         for threads in self.threads:
             self.warm(threads)
+        self.engines()
+        self.servers()
         self.cost()
         self.s3()
         self.bar.close()
@@ -90,13 +99,6 @@ class Run:
         plan, results = self.plan, self.results
         times: dict[str, Any] = defaultdict(lambda: defaultdict(list))
         with processes(self.subjects, self.inputs, threads) as running:
-            vectors = {
-                name: process.ask("vector", image=IMAGES[2]) for name, process in running.items()
-            }
-            results["cosine to baseline"] = {
-                name: sum(x * y for x, y in zip(vector, vectors["baseline"], strict=True))
-                for name, vector in vectors.items()
-            }
             for _ in range(plan.rounds):
                 for image in IMAGES:
                     self._turn(
@@ -107,13 +109,16 @@ class Run:
             results["split"][str(threads)] = {
                 name: running[name].ask("split", repeat=plan.rounds * 10) for name in OURS
             }
-            results["engine"][str(threads)] = self._engine(running)
+            results["peak"][str(threads)] = self._peak(running)
             results["sandbox"] = {
                 image: running["exact"].ask("sandbox", image=image, repeat=plan.rounds * 10)
                 for image in IMAGES
             }
             if threads == self.threads[-1]:
                 results["batch"] = self._batches(running)
+                results["exactness"] = {
+                    name: process.ask("exactness") for name, process in running.items()
+                }
 
     def _turn(
         self,
@@ -143,8 +148,8 @@ class Run:
                 self.bar.update()
         return times
 
-    def _engine(self, running: dict[str, Any]) -> dict[str, Any]:
-        """The engine alone and the machine's limit, in turns, so that both meet the same noise."""
+    def _peak(self, running: dict[str, Any]) -> dict[str, Any]:
+        """Our engine alone and the machine's limit, in turns, so that both meet the same noise."""
         times: dict[str, Any] = defaultdict(list)
         for _ in range(self.plan.rounds):
             for name in ("exact", "baseline"):
@@ -152,9 +157,87 @@ class Run:
             for batch, repeat in ((1, 10), (16, 2)):
                 for name in OURS:
                     times[f"{name} {batch}"] += running[name].ask(
-                        "engine", batch=batch, repeat=repeat
+                        "tower_times", batch=batch, repeat=repeat
                     )
         return times
+
+    def engines(self) -> None:
+        """Pixels in memory to vectors, by every engine that runs here, and how exact each is."""
+        results: dict[str, Any] = {"seconds": {}, "exactness": {}, "missing": {}}
+        for threads in self.threads:
+            times: dict[str, list[float]] = defaultdict(list)
+            with self._engines_that_run(threads, results["missing"]) as running:
+                for _ in range(self.plan.rounds):
+                    self._turn(running, times, f"engines, {threads} thread(s)", "tower_times")
+                    self.bar.update(len(ENGINES) - 1)
+                if threads == self.threads[-1]:
+                    results["exactness"] = {
+                        name: process.ask("tower_exactness") for name, process in running.items()
+                    }
+                    self.bar.update(len(ENGINES))
+            results["seconds"][str(threads)] = times
+        self.results["engines"] = results
+
+    @contextmanager
+    def _engines_that_run(
+        self, threads: int, missing: dict[str, str]
+    ) -> Iterator[dict[str, Process]]:
+        """A process for each engine; why the others do not run is written into `missing`."""
+        running: dict[str, Process] = {}
+        with ExitStack() as stack:
+            for name in ENGINES:
+                self.bar.set_description(f"engines: {name}")
+                self.bar.update()
+                try:
+                    process = Process(name, self.inputs, threads, interpreter(name))
+                except OSError:
+                    missing[name] = "not installed"
+                    continue
+                stack.callback(process.end)
+                if trouble := process.ask("trouble"):
+                    missing[name] = trouble
+                else:
+                    running[name] = process
+            yield running
+
+    def servers(self) -> None:
+        """Web servers: how soon they answer, then requests by one client and by many, in turns."""
+        results: dict[str, Any] = {name: defaultdict(list) for name in SERVERS}
+        missing: dict[str, str] = {}
+        with ExitStack() as stack:
+            running = {}
+            for name in SERVERS:
+                try:
+                    running[name] = self._started(name, results[name], stack)
+                except (OSError, RuntimeError) as error:
+                    missing[name] = str(error)
+            for _ in range(self.plan.rounds):
+                for name, server in running.items():
+                    self.bar.set_description(f"server: {name}")
+                    self._requests(server, results[name])
+                    self.bar.update()
+        self.results["servers"] = {name: results[name] for name in running} | {"missing": missing}
+
+    def _started(self, name: str, row: dict[str, Any], stack: ExitStack) -> Running:
+        """Start it as often as planned, by itself, and the last time until `stack` is left."""
+        for start in reversed(range(self.plan.server_starts)):
+            self.bar.set_description(f"start of a server: {name}")
+            server = Running(name, self.inputs)
+            row["start"].append(server.seconds_to_start)
+            self.bar.update()
+            if start:
+                server.end()
+        stack.callback(server.end)
+        row["vector"] = server.vector
+        return server
+
+    def _requests(self, server: Running, row: dict[str, Any]) -> None:
+        """One round of requests."""
+        row["one"] += server.one_client(2 * self.plan.per_round)
+        seconds, times = server.many_clients(self.plan.per_round)
+        row["many"] += times
+        row["all"].append(seconds)
+        row["peak_mb"] = server.peak_mb()
 
     def cost(self) -> None:
         """REST requests under the CPU share that Lambda gives a memory size."""

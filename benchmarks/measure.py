@@ -16,12 +16,21 @@ Seconds = list[float]
 
 OURS = ("exact", "fast")
 """The subjects that are this service, by its profiles."""
+RIVALS = Path(__file__).parent.parent / ".cache" / "rivals" / "bin"
+"""The programs of the virtual environment that ``make bench`` makes of requirements-rivals.txt."""
 
 
 class Process:
     """One worker. ``ask`` is a call of one of `worker.Worker`'s methods."""
 
-    def __init__(self, subject: str, inputs: Path, threads: int) -> None:
+    def __init__(
+        self, subject: str, inputs: Path, threads: int, python: Path | None = None
+    ) -> None:
+        """Start it, by another interpreter than this one if `python` is given.
+
+        Raises:
+            OSError: there is no such interpreter.
+        """
         limit = str(threads)
         env = os.environ | {
             "CLIP_MODEL_DIR": str(inputs / "model"),
@@ -33,7 +42,7 @@ class Process:
         self.subject = subject
         self.started = time.monotonic()
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", subject, str(inputs)],
+            [python or sys.executable, "-m", "benchmarks.worker", subject, str(inputs)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -96,9 +105,26 @@ def _started_by(task: Path) -> list[int]:
         return []
 
 
+def peak_megabytes(pid: int) -> float:
+    """MiB that a process and all that it started held when each of them held most.
+
+    What each holds now, pages that several share counted once, and what it has given back since.
+    """
+    return sum(
+        _proportional_megabytes(one)
+        + _kilobytes(one, "status", "VmHWM:") / 1024
+        - _kilobytes(one, "status", "VmRSS:") / 1024
+        for one in (pid, *descendants(pid))
+    )
+
+
 def _proportional_megabytes(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+    return _kilobytes(pid, "smaps_rollup", "Pss:") / 1024
+
+
+def _kilobytes(pid: int, file: str, field: str) -> int:
+    lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 @contextlib.contextmanager
