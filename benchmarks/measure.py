@@ -106,16 +106,15 @@ def _started_by(task: Path) -> list[int]:
 
 
 def peak_megabytes(pid: int) -> float:
-    """MiB that a process and all that it started held when each of them held most.
+    """MiB of a process and of all that it started: the largest of them at its peak, and the others.
 
-    What each holds now, pages that several share counted once, and what it has given back since.
+    Of the others, it is what they hold now, pages that several share counted once.
     """
-    return sum(
-        _proportional_megabytes(one)
-        + _kilobytes(one, "status", "VmHWM:") / 1024
-        - _kilobytes(one, "status", "VmRSS:") / 1024
-        for one in (pid, *descendants(pid))
-    )
+    processes = (pid, *descendants(pid))
+    peaks = {one: _kilobytes(one, "status", "VmHWM:") / 1024 for one in processes}
+    largest = max(processes, key=peaks.__getitem__)
+    others = sum(_proportional_megabytes(one) for one in processes if one != largest)
+    return peaks[largest] + others
 
 
 def _proportional_megabytes(pid: int) -> float:

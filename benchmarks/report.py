@@ -1,4 +1,4 @@
-"""Raw times -> the README's table, the chart, and dollars."""
+"""Raw times -> the README's tables, and dollars."""
 
 from statistics import fmean, median, quantiles
 from typing import Any
@@ -10,23 +10,15 @@ from benchmarks.servers import CLIENTS, SERVERS
 Results = dict[str, Any]
 
 SUBJECTS = ("baseline", "fastembed", *OURS)
-COLOURS = {
-    "baseline": "#9aa0a6",
-    "BentoML": "#9aa0a6",
-    "fastembed": "#c5a572",
-    "exact": "#1a73e8",
-    "fast": "#188038",
-}
-"""Of the chart's bars, in their order."""
 GB_SECOND = {"x86": 0.0000166667, "arm64": 0.0000133334}
 REQUEST = 0.20 / 1e6
 """Dollars: AWS Lambda's list prices in us-east-1."""
-UNMEASURED = "\u2020"
+UNMEASURED = "†"
 """A dagger behind a figure that is not measured, which the sentence below explains."""
 ARM64 = (
     f"{UNMEASURED} Not measured: arm64's price with x86's time. In each cycle a core of Graviton2 "
-    "does half the float32 operations of an x86 core with AVX2 (16 against 32), but has products of "
-    "8-bit integers (64 operations), so that on arm64 `exact` is likely slower and dearer than on "
+    "does half the float32 operations of an x86 core with AVX2 (16 against 32), but it has dot "
+    "products of 8-bit integers (64), so that on arm64 `exact` is likely slower and dearer than on "
     "x86, and `fast` likely the cheapest of all."
 )
 
@@ -179,7 +171,16 @@ def _servers(results: Results) -> str:
     rows.rates(f"{CLIENTS} clients, images a second", requests, columns["all"])
     rows.times(f"{CLIENTS} clients, each request", columns["many"])
     rows.row("peak memory of all its processes", columns["peak_mb"], "{:.0f} MB", {}, less=True)
+    if "BentoML" in measured:
+        cosines = {name: _cosine(measured["BentoML"], measured[name]) for name in names}
+        rows.cosines("cosine to BentoML's vector", {n: f"{c:.6f}" for n, c in cosines.items()})
     return "\n".join([*rows.lines, *_not_measured(missing)])
+
+
+def _cosine(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """Of the vectors that two servers answered with, both of unit length."""
+    cosine: float = sum(x * y for x, y in zip(one["vector"], other["vector"], strict=True))
+    return cosine
 
 
 def _not_measured(missing: dict[str, str]) -> list[str]:
@@ -245,7 +246,7 @@ def _engines(results: Results) -> str:
     threads = [_threads(count) for count in seconds]
     pictures = len(next(iter(exactness.values())))
     lines = [
-        f"| engine, one image's pixels to its vector | {' | '.join(threads)} "
+        f"| engine alone, one image; in bold, times torch's speed | {' | '.join(threads)} "
         f"| smallest cosine to clip's, {pictures} pictures | mean |",
         f"|---{'|---:' * (len(threads) + 2)}|",
     ]
@@ -338,53 +339,3 @@ def _cost(results: Results, subjects: list[str]) -> str:
             cells.append(f"{x86:.2f} / {arm64:.2f}{UNMEASURED} ({milliseconds})")
         lines.append(f"| {int(memory):,} MB ({int(memory) / 1769:.2f} CPU) | {' | '.join(cells)} |")
     return "\n".join([*lines, "", ARM64])
-
-
-def chart(results: Results) -> str:
-    """The tables' main rows as horizontal bars; each row has a scale of its own."""
-    shapes, y = [], 10
-    for title, unit, values in _bars(results):
-        shapes.append(f'<text x="10" y="{y + 14}" font-weight="bold">{title}</text>')
-        for name in (n for n in COLOURS if n in values):
-            y += 20
-            width = 430 * values[name] / max(values.values())
-            label = f"{values[name]:.2f} {unit}" if unit == "s" else f"{values[name]:.0f} {unit}"
-            shapes.append(f'<text x="90" y="{y + 12}" text-anchor="end">{name}</text>')
-            shapes.append(
-                f'<rect x="100" y="{y}" width="{width:.0f}" height="15" fill="{COLOURS[name]}"/>'
-            )
-            shapes.append(f'<text x="{106 + width:.0f}" y="{y + 12}">{label}</text>')
-        y += 32
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="640" height="{y}" '
-        'font-family="sans-serif" font-size="12">\n'
-        f'<rect width="640" height="{y}" fill="#fff"/>\n' + "\n".join(shapes) + "\n</svg>\n"
-    )
-
-
-def _bars(results: Results) -> list[tuple[str, str, dict[str, float]]]:
-    """(title, unit, contender -> value) of each group of bars; less is better in all of them."""
-    threads = str(results["machine"]["threads"][-1])
-    starts, warm = results["cold start"], results["warm"][threads]
-    web = {name: results["servers"][name] for name in SERVERS if name in results["servers"]}
-    images = ("640x480 JPEG", "12 MP JPEG")
-    return [
-        ("cold start to first vector", "s", _medians(starts["warm"], "seconds")),
-        ("peak memory", "MB", _medians(starts["warm"], "peak_mb")),
-        ("read from disk at start", "MB", _medians(starts["cold"], "read_mb")),
-        ("installed size", "MB", results["sizes"]),
-        *(
-            (f"one {image}", "ms", {n: median(v) * 1e3 for n, v in warm[image].items()})
-            for image in images
-        ),
-        ("web server, one client", "ms", {n: median(v["one"]) * 1e3 for n, v in web.items()}),
-        (
-            f"web server, {CLIENTS} clients",
-            "ms",
-            {n: median(v["many"]) * 1e3 for n, v in web.items()},
-        ),
-    ]
-
-
-def _medians(rows: dict[str, list[dict[str, float]]], field: str) -> dict[str, float]:
-    return {name: median(row[field] for row in row_list) for name, row_list in rows.items()}

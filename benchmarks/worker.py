@@ -72,10 +72,13 @@ class Worker:
         assert answer["written"] == count, answer
         return [seconds, record["s3_wait_ms"] / 1e3]
 
-    def exactness(self) -> list[float | None]:
-        """The cosine of each judged file's vector to clip's; None where the subject has none."""
+    def exactness(self, pictures: int | None) -> list[float | None]:
+        """The cosine of each judged file's vector to clip's; None where the subject has none.
+
+        `pictures`: the first so many alone; None means all.
+        """
         cosines = []
-        for number, theirs in enumerate(self._judged("vectors")):
+        for number, theirs in enumerate(self._judged("vectors")[:pictures]):
             file = (self.inputs / "judged" / f"{number}.image").read_bytes()
             try:
                 cosine = float(self.loaded.encode([file])[0] @ theirs)
@@ -84,10 +87,12 @@ class Worker:
             cosines.append(cosine)
         return cosines
 
-    def tower_exactness(self) -> list[float]:
+    def tower_exactness(self, pictures: int | None) -> list[float]:
         """Engines only: the same, of the files' pixels."""
-        pairs = zip(self._judged("pixels"), self._judged("vectors"), strict=True)
-        return [float(self._tower()(pixels[None])[0] @ theirs) for pixels, theirs in pairs]
+        tower = self._tower()
+        pixels, vectors = self._judged("pixels")[:pictures], self._judged("vectors")[:pictures]
+        pairs = zip(pixels, vectors, strict=True)
+        return [float(tower(picture[None])[0] @ theirs) for picture, theirs in pairs]
 
     def trouble(self) -> str:
         """Engines only: why this one cannot run here, in a line; empty where it can."""
