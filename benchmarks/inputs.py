@@ -50,14 +50,13 @@ def write_images(directory: Path) -> None:
     (directory / "event.json").write_text(json.dumps(event))
 
 
-def write_judged(directory: Path, reference: Reference) -> None:
+def write_judged(directory: Path, reference: Reference, images: dict[str, bytes]) -> None:
     """What contenders are judged by: files ``0.image`` and so on, and what clip makes of them.
 
     ``names.json`` lists them, ``pixels.npy`` is uint8 [n, 224, 224, 3], clip's own, ``vectors.npy``
     float32 [n, 512], clip's too, of unit length.
     """
     directory.mkdir(exist_ok=True)
-    images = parity_images() | large_photographs()
     samples = parity.samples(reference, images)
     for number, data in enumerate(images.values()):
         (directory / f"{number}.image").write_bytes(data)
@@ -121,7 +120,8 @@ def main(directory: Path) -> int:
     ):
         return status
     reference = load_reference(CHECKPOINT, synthetic=True)
-    write_judged(directory / "judged", reference)
+    images = parity_images() | large_photographs()
+    write_judged(directory / "judged", reference, images)
     write_fastembed(directory / "fastembed", reference)
     (directory / "complete").touch()
     return 0

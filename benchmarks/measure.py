@@ -66,10 +66,12 @@ class Process:
     def end(self) -> "Usage":
         """Close stdin, wait, and return what the process used in all."""
         assert self.popen.stdin
+        assert self.popen.stdout
         decoders = sum(map(_proportional_megabytes, descendants(self.popen.pid)))
         self.popen.stdin.close()
         _, _, usage = os.wait4(self.popen.pid, 0)
         self.popen.returncode = 0  # reaped here, not by Popen
+        self.popen.stdout.close()
         # ru_inblock counts what came from the disk and not from the page cache, read() or mapped.
         peak = usage.ru_maxrss / 1024 + decoders
         return Usage(peak_mb=peak, read_mb=usage.ru_inblock * 512 / 1e6)

@@ -150,10 +150,11 @@ def heading(results: Results) -> str:
 
 
 def _smallest(cosines: list[float | None]) -> str:
-    """Six decimals, and of how many pictures there is no vector."""
+    """The smallest, the mean, and of how many pictures there is no vector."""
     known = [cosine for cosine in cosines if cosine is not None]
     refused = len(cosines) - len(known)
-    return f"{min(known):.6f}" + (f", {refused} refused" if refused else "")
+    text = f"{min(known):.6f} (mean {fmean(known):.6f})"
+    return f"{text}, {refused} refused" if refused else text
 
 
 def _servers(results: Results) -> str:

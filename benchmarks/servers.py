@@ -5,7 +5,6 @@
 """
 
 import base64
-import contextlib
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
@@ -61,6 +61,10 @@ class Client:
             raise RuntimeError(f"answered {response.status}: {self.answer[:200]!r}")
         return time.perf_counter() - begin
 
+    def close(self) -> None:
+        """Hang up; `post` would open a new connection."""
+        self.connection.close()
+
 
 class Running:
     """A server that has answered once."""
@@ -93,14 +97,13 @@ class Running:
 
     def _first_answer(self, name: str) -> list[float]:
         deadline = time.monotonic() + PATIENCE
-        client = Client(self.port, self.upload)
         while time.monotonic() < deadline:
             try:
-                client.post()
+                with closing(Client(self.port, self.upload)) as client:
+                    client.post()
             except ConnectionError:  # it does not listen yet
                 if self.popen.poll() is not None:
                     raise RuntimeError(f"{name} ended with {self.popen.returncode}") from None
-                client.connection.close()
                 time.sleep(0.02)
             else:
                 vector: list[float] = json.loads(client.answer)
@@ -110,20 +113,22 @@ class Running:
 
     def one_client(self, requests: int) -> list[float]:
         """Seconds of each of so many requests, one after the other."""
-        client = Client(self.port, self.upload)
-        client.post()  # after a pause the first one is slower
-        return [client.post() for _ in range(requests)]
+        with closing(Client(self.port, self.upload)) as client:
+            client.post()  # after a pause the first one is slower
+            return [client.post() for _ in range(requests)]
 
     def many_clients(self, requests: int) -> tuple[float, list[float]]:
         """`CLIENTS` at once, each with so many requests: seconds in all, and of each request."""
-        clients = [Client(self.port, self.upload) for _ in range(CLIENTS)]
+
+        def one(_: int) -> list[float]:
+            with closing(Client(self.port, self.upload)) as client:
+                return [client.post() for _ in range(requests)]
+
         with ThreadPoolExecutor(CLIENTS) as threads:
             begin = time.perf_counter()
-            times = list(
-                threads.map(lambda client: [client.post() for _ in range(requests)], clients)
-            )
+            times = list(threads.map(one, range(CLIENTS)))
             seconds = time.perf_counter() - begin
-        return seconds, [one for row in times for one in row]
+        return seconds, [second for row in times for second in row]
 
     def peak_mb(self) -> float:
         """Memory of all its processes, at its largest so far."""
@@ -132,9 +137,9 @@ class Running:
     def end(self) -> None:
         """Ask it to end, and see to it that nothing of it is left."""
         self.popen.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
+        with suppress(subprocess.TimeoutExpired):
             self.popen.wait(10)
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
 
