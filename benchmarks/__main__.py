@@ -194,11 +194,12 @@ class Run:
                 self.bar.update()
                 try:
                     process = Process(name, self.inputs, threads, interpreter(name))
-                except OSError:
+                except FileNotFoundError:
                     missing[name] = "not installed"
                     continue
                 stack.callback(process.end)
-                if trouble := process.ask("trouble"):
+                trouble = _trouble(process)
+                if trouble:
                     missing[name] = trouble
                 else:
                     running[name] = process
@@ -213,8 +214,11 @@ class Run:
             for name in SERVERS:
                 try:
                     running[name] = self._started(name, results[name], stack)
-                except (OSError, RuntimeError) as error:
+                except FileNotFoundError:
+                    missing[name] = "not installed"
+                except RuntimeError as error:
                     missing[name] = str(error)
+            assert missing.keys().isdisjoint(OURS), missing
             for _ in range(self.plan.rounds):
                 for name, server in running.items():
                     self.bar.set_description(f"server: {name}")
@@ -291,6 +295,15 @@ class Run:
                     ]
                 self.bar.update()
         return rows
+
+
+def _trouble(engine: Process) -> str:
+    """Why an engine cannot run here; empty where it can."""
+    try:
+        trouble: str = engine.ask("trouble")
+    except RuntimeError as error:  # such as an instruction that this processor lacks
+        return str(error)
+    return trouble
 
 
 def machine(threads: list[int]) -> dict[str, Any]:

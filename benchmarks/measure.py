@@ -29,7 +29,7 @@ class Process:
         """Start it, by another interpreter than this one if `python` is given.
 
         Raises:
-            OSError: there is no such interpreter.
+            FileNotFoundError: there is no such interpreter.
         """
         limit = str(threads)
         env = os.environ | {
@@ -51,12 +51,18 @@ class Process:
         )
 
     def ask(self, do: str, **arguments: Any) -> Any:
-        """Send one request and wait for its answer."""
+        """Send one request and wait for its answer.
+
+        Raises:
+            RuntimeError: the process has ended.
+        """
         assert self.popen.stdin
         assert self.popen.stdout
-        self.popen.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-        self.popen.stdin.flush()
-        line = self.popen.stdout.readline()
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            self.popen.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self.popen.stdin.flush()
+            line = self.popen.stdout.readline()
         if not line:
             raise RuntimeError(
                 f"the {self.subject} worker died answering {do!r}: run it by hand to see why"
@@ -68,7 +74,8 @@ class Process:
         assert self.popen.stdin
         assert self.popen.stdout
         decoders = sum(map(_proportional_megabytes, descendants(self.popen.pid)))
-        self.popen.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended already
+            self.popen.stdin.close()
         _, _, usage = os.wait4(self.popen.pid, 0)
         self.popen.returncode = 0  # reaped here, not by Popen
         self.popen.stdout.close()

@@ -73,7 +73,7 @@ class Running:
         """Start it and wait for its first answer.
 
         Raises:
-            OSError: it is not installed.
+            FileNotFoundError: it is not installed.
             RuntimeError: it ended, or did not answer in time, or not with a vector.
         """
         self.upload = Upload.of(inputs)
