@@ -31,6 +31,8 @@ IMAGES = ("640x480 JPEG", "1600x1200 JPEG", "12 MP JPEG", "12 MP PNG", "2 MP Web
 MEMORY_SIZES = (512, 1024, 1769, 3008)
 NEEDS = {"baseline": 1769, "fastembed": 1024, "exact": 1024, "fast": 512}
 """MB, of `MEMORY_SIZES`: below that a subject's peak memory does not fit."""
+NEEDED = {ENGINES[0], *OURS}
+"""The engines and servers without which a run is worth nothing; the others may be missing."""
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,7 @@ class Run:
                     missing[name] = trouble
                 else:
                     running[name] = process
+            assert missing.keys().isdisjoint(NEEDED), missing
             yield running
 
     def servers(self) -> None:
@@ -218,7 +221,7 @@ class Run:
                     missing[name] = "not installed"
                 except RuntimeError as error:
                     missing[name] = str(error)
-            assert missing.keys().isdisjoint(OURS), missing
+            assert missing.keys().isdisjoint(NEEDED), missing
             for _ in range(self.plan.rounds):
                 for name, server in running.items():
                     self.bar.set_description(f"server: {name}")

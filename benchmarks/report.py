@@ -108,7 +108,7 @@ def table(results: Results) -> str:
     """The README's tables, in Markdown."""
     starts = results["cold start"]
     subjects = [name for name in SUBJECTS if name in starts["warm"]]
-    rows = Table("", subjects, "baseline")
+    rows = Table("what is measured", subjects, "baseline")
     threads = str(results["machine"]["threads"][-1])
     for kind in ("warm", "cold"):
         seconds = {name: [row["seconds"] for row in starts[kind][name]] for name in subjects}
@@ -262,9 +262,9 @@ def _engines(results: Results) -> str:
 
 def _engine_cell(name: str, times: dict[str, list[float]]) -> str:
     """The median, and how much faster that is than the baseline's engine."""
-    own, first = median(times[name]), times.get(ENGINES[0])
-    ratio = f", **{median(first) / own:.1f}x**" if first else ""
-    return f"{own * 1e3:.1f} ms ({p95(times[name]) * 1e3:.1f}){ratio}"
+    own = median(times[name])
+    ratio = median(times[ENGINES[0]]) / own
+    return f"{own * 1e3:.1f} ms ({p95(times[name]) * 1e3:.1f}), **{ratio:.1f}x**"
 
 
 def _s3(results: Results) -> str:

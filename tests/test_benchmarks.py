@@ -162,6 +162,20 @@ def test_a_server_that_ends_is_not_waited_for_and_leaves_nothing(
     assert not measure.children(os.getpid())
 
 
+def test_the_service_itself_must_run(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "event.json").write_bytes((inputs / "event.json").read_bytes())
+    monkeypatch.setattr(benchmark, "ENGINES", ("fast",))
+    monkeypatch.setattr(benchmark, "SERVERS", ("fast",))
+    run = benchmark.Run(PLAN, ["baseline", "fast"], tmp_path)  # which holds no model
+    run.threads = [1]
+    for measurement in (run.engines, run.servers):
+        with pytest.raises(AssertionError, match="fast"):
+            measurement()
+    run.bar.close()
+
+
 def test_memory_is_of_all_processes(inputs: Path) -> None:
     process = measure.Process("exact", inputs, threads=1)
     try:
