@@ -162,6 +162,15 @@ def test_a_server_that_ends_is_not_waited_for_and_leaves_nothing(
     assert not measure.children(os.getpid())
 
 
+def test_a_server_that_refuses_the_photograph_is_ended(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(inputs / "model")
+    refused = ROOT / "events/bad_not_an_image.json"
+    (tmp_path / "event.json").write_bytes(refused.read_bytes())
+    with pytest.raises(RuntimeError, match="answered 4"):
+        servers.Running("exact", tmp_path)
+    assert not measure.children(os.getpid())
+
+
 def test_the_service_itself_must_run(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
