@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks import __main__ as benchmark
 from benchmarks import chart, engines, measure, report, servers, sizes
+from events.generate import MULTIPART, multipart, rest
 from handler.model import Model
 from tests.conftest import ROOT, pixels_of
 
@@ -164,8 +165,8 @@ def test_a_server_that_ends_is_not_waited_for_and_leaves_nothing(
 
 def test_a_server_that_refuses_the_photograph_is_ended(inputs: Path, tmp_path: Path) -> None:
     (tmp_path / "model").symlink_to(inputs / "model")
-    refused = ROOT / "events/bad_not_an_image.json"
-    (tmp_path / "event.json").write_bytes(refused.read_bytes())
+    refused = rest("POST", "/encode_image", MULTIPART, multipart("image", b"no image"))
+    (tmp_path / "event.json").write_text(json.dumps(refused))
     with pytest.raises(RuntimeError, match="answered 4"):
         servers.Running("exact", tmp_path)
     assert not measure.children(os.getpid())
