@@ -84,7 +84,8 @@ image:  ## the Lambda image, clip-image-encoder (WEIGHTS=openai|custom|synthetic
 contents:  ## what the Lambda image holds: every package and its version
 	@$(DOCKER) run --rm --entrypoint python clip-image-encoder -m pip list --path . --format freeze
 
-bench: $(VENV)/.bench  ## measure beside the old way, ten minutes (ARGS=--quick: two)
+bench: $(VENV)/.bench  ## measure beside the old way and other engines, 15 minutes (ARGS=--quick: three)
+	-@$(MAKE) --no-print-directory $(RIVALS)/.installed
 	$(BIN)/python -m benchmarks $(ARGS)
 
 lint: $(VENV)/.dev  ## style and formatting
@@ -98,13 +99,15 @@ format: $(VENV)/.dev  ## make lint pass
 check: lint  ## lint and types
 	$(BIN)/mypy
 
-LOCK := $(BIN)/uv pip compile --quiet --universal --no-strip-extras --python-version 3.11 --generate-hashes pyproject.toml
+COMPILE := $(BIN)/uv pip compile --quiet --universal --no-strip-extras --python-version 3.11 --generate-hashes
+LOCK    := $(COMPILE) pyproject.toml
 lock: $(VENV)/.dev  ## pin the newest versions of everything, with hashes
 	$(LOCK) --upgrade -o requirements.txt
 	$(LOCK) --upgrade --extra server --extra torch --extra export -c requirements.txt -o requirements-export.txt
 	$(LOCK) --upgrade --extra server --extra torch --extra export --extra dev -c requirements-export.txt \
 		-o requirements-dev.txt
 	$(LOCK) --upgrade --extra torch --extra export --extra bench -c requirements-dev.txt -o requirements-bench.txt
+	$(COMPILE) --upgrade --group rivals -o requirements-rivals.txt
 
 # --- installation: each stamp is newer than the list it was installed from -----------------------
 $(BIN)/python:
@@ -134,6 +137,15 @@ $(VENV)/.bench: requirements-bench.txt $(EXPORTER)
 	$(PIP) install -r requirements-bench.txt
 	@touch $@
 
+# Competitors that need an environment of their own. Without them the benchmark says so and goes on.
+RIVALS := .cache/rivals
+RIVALS_PIP := $(RIVALS)/bin/pip --disable-pip-version-check --quiet
+$(RIVALS)/.installed: requirements-rivals.txt requirements-torch.txt
+	$(PYTHON) -m venv $(RIVALS)
+	$(RIVALS_PIP) install -r requirements-rivals.txt
+	$(RIVALS_PIP) install --retries 2 --no-deps -r requirements-torch.txt
+	@touch $@
+
 # AWS's Runtime Interface Emulator, out of the SAM CLI's wheel: the tests run the real runtime in it.
 SAM_CLI := 1.170.0
 $(BIN)/aws-lambda-rie: | $(BIN)/python
@@ -144,4 +156,4 @@ $(BIN)/aws-lambda-rie: | $(BIN)/python
 	rm -r $(VENV)/sam
 
 clean:  ## remove what make made, except downloads
-	rm -rf $(VENV) $(OTHER_VENV) $(MODEL_DIR) .pytest_cache .mypy_cache .ruff_cache .coverage* mutants
+	rm -rf $(VENV) $(OTHER_VENV) $(RIVALS) $(MODEL_DIR) .pytest_cache .mypy_cache .ruff_cache .coverage* mutants

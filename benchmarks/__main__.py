@@ -11,6 +11,8 @@ import platform
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,15 +20,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks import report, sizes
-from benchmarks.measure import OURS, CpuShare, cold_start, processes
+from benchmarks import chart, report, sizes
+from benchmarks.engines import ENGINES, interpreter
+from benchmarks.measure import OURS, CpuShare, Process, cold_start, processes
 from benchmarks.s3 import stand_in
+from benchmarks.servers import SERVERS, Running
 
 HERE = Path(__file__).parent
 IMAGES = ("640x480 JPEG", "1600x1200 JPEG", "12 MP JPEG", "12 MP PNG", "2 MP WebP")
 MEMORY_SIZES = (512, 1024, 1769, 3008)
 NEEDS = {"baseline": 1769, "fastembed": 1024, "exact": 1024, "fast": 512}
 """MB, of `MEMORY_SIZES`: below that a subject's peak memory does not fit."""
+NEEDED = {ENGINES[0], *OURS}
+"""The engines and servers without which a run is worth nothing; the others may be missing."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +43,13 @@ class Plan:
     cold_cache: int
     rounds: int
     per_round: int
+    server_starts: int
+    judged: int | None
+    """Pictures that exactness is judged by; None: all that there are."""
 
 
-FULL = Plan(cold=9, cold_cache=3, rounds=5, per_round=6)
-QUICK = Plan(cold=1, cold_cache=1, rounds=1, per_round=2)
+FULL = Plan(cold=9, cold_cache=3, rounds=5, per_round=6, server_starts=3, judged=None)
+QUICK = Plan(cold=1, cold_cache=1, rounds=1, per_round=2, server_starts=1, judged=8)
 
 
 class Run:
@@ -53,7 +62,9 @@ class Run:
         warm = len(self.threads) * (len(IMAGES) + 1) + 3 + len(MEMORY_SIZES)
         s3 = len(self.threads) * len(OURS)
         cold = len(subjects) * (plan.cold + 1 + plan.cold_cache)
-        steps = cold + plan.rounds * (warm + s3)
+        towers = (len(self.threads) * (plan.rounds + 1) + 1) * len(ENGINES)
+        web = (plan.server_starts + plan.rounds) * len(SERVERS)
+        steps = cold + plan.rounds * (warm + s3) + towers + web
         self.bar = tqdm(total=steps, unit="step", smoothing=0.05)
 
     def all(self) -> dict[str, Any]:
@@ -64,6 +75,8 @@ class Run:
         self.cold_starts()
         for threads in self.threads:
             self.warm(threads)
+        self.engines()
+        self.servers()
         self.cost()
         self.s3()
         self.bar.close()
@@ -90,13 +103,6 @@ class Run:
         plan, results = self.plan, self.results
         times: dict[str, Any] = defaultdict(lambda: defaultdict(list))
         with processes(self.subjects, self.inputs, threads) as running:
-            vectors = {
-                name: process.ask("vector", image=IMAGES[2]) for name, process in running.items()
-            }
-            results["cosine to baseline"] = {
-                name: sum(x * y for x, y in zip(vector, vectors["baseline"], strict=True))
-                for name, vector in vectors.items()
-            }
             for _ in range(plan.rounds):
                 for image in IMAGES:
                     self._turn(
@@ -107,13 +113,17 @@ class Run:
             results["split"][str(threads)] = {
                 name: running[name].ask("split", repeat=plan.rounds * 10) for name in OURS
             }
-            results["engine"][str(threads)] = self._engine(running)
+            results["peak"][str(threads)] = self._peak(running)
             results["sandbox"] = {
                 image: running["exact"].ask("sandbox", image=image, repeat=plan.rounds * 10)
                 for image in IMAGES
             }
             if threads == self.threads[-1]:
                 results["batch"] = self._batches(running)
+                results["exactness"] = {
+                    name: process.ask("exactness", pictures=plan.judged)
+                    for name, process in running.items()
+                }
 
     def _turn(
         self,
@@ -124,7 +134,7 @@ class Run:
         **arguments: Any,
     ) -> None:
         self.bar.set_description(title)
-        if do == "image":
+        if do in ("image", "tower_times"):
             arguments.setdefault("batch", 1)
         for name, process in running.items():
             process.ask(do, repeat=1, **arguments)  # after a pause the first one is slower
@@ -143,8 +153,8 @@ class Run:
                 self.bar.update()
         return times
 
-    def _engine(self, running: dict[str, Any]) -> dict[str, Any]:
-        """The engine alone and the machine's limit, in turns, so that both meet the same noise."""
+    def _peak(self, running: dict[str, Any]) -> dict[str, Any]:
+        """Our engine alone and the machine's limit, in turns, so that both meet the same noise."""
         times: dict[str, Any] = defaultdict(list)
         for _ in range(self.plan.rounds):
             for name in ("exact", "baseline"):
@@ -152,9 +162,93 @@ class Run:
             for batch, repeat in ((1, 10), (16, 2)):
                 for name in OURS:
                     times[f"{name} {batch}"] += running[name].ask(
-                        "engine", batch=batch, repeat=repeat
+                        "tower_times", batch=batch, repeat=repeat
                     )
         return times
+
+    def engines(self) -> None:
+        """Pixels in memory to vectors, by every engine that runs here, and how exact each is."""
+        results: dict[str, Any] = {"seconds": {}, "exactness": {}, "missing": {}}
+        for threads in self.threads:
+            times: dict[str, list[float]] = defaultdict(list)
+            with self._engines_that_run(threads, results["missing"]) as running:
+                for _ in range(self.plan.rounds):
+                    self._turn(running, times, f"engines, {threads} thread(s)", "tower_times")
+                    self.bar.update(len(ENGINES) - 1)
+                if threads == self.threads[-1]:
+                    results["exactness"] = {
+                        name: process.ask("tower_exactness", pictures=self.plan.judged)
+                        for name, process in running.items()
+                    }
+                    self.bar.update(len(ENGINES))
+            results["seconds"][str(threads)] = times
+        self.results["engines"] = results
+
+    @contextmanager
+    def _engines_that_run(
+        self, threads: int, missing: dict[str, str]
+    ) -> Iterator[dict[str, Process]]:
+        """A process for each engine; why the others do not run is written into `missing`."""
+        running: dict[str, Process] = {}
+        with ExitStack() as stack:
+            for name in ENGINES:
+                self.bar.set_description(f"engines: {name}")
+                self.bar.update()
+                try:
+                    process = Process(name, self.inputs, threads, interpreter(name))
+                except FileNotFoundError:
+                    missing[name] = "not installed"
+                    continue
+                stack.callback(process.end)
+                trouble = _trouble(process)
+                if trouble:
+                    missing[name] = trouble
+                else:
+                    running[name] = process
+            assert missing.keys().isdisjoint(NEEDED), missing
+            yield running
+
+    def servers(self) -> None:
+        """Web servers: how soon they answer, then requests by one client and by many, in turns."""
+        results: dict[str, Any] = {name: defaultdict(list) for name in SERVERS}
+        missing: dict[str, str] = {}
+        with ExitStack() as stack:
+            running = {}
+            for name in SERVERS:
+                try:
+                    running[name] = self._started(name, results[name], stack)
+                except FileNotFoundError:
+                    missing[name] = "not installed"
+                except RuntimeError as error:
+                    missing[name] = str(error)
+            assert missing.keys().isdisjoint(NEEDED), missing
+            for _ in range(self.plan.rounds):
+                for name, server in running.items():
+                    self.bar.set_description(f"server: {name}")
+                    self._requests(server, results[name])
+                    self.bar.update()
+        self.results["servers"] = {name: results[name] for name in running} | {"missing": missing}
+
+    def _started(self, name: str, row: dict[str, Any], stack: ExitStack) -> Running:
+        """Start it as often as planned, by itself, and the last time until `stack` is left."""
+        for start in reversed(range(self.plan.server_starts)):
+            self.bar.set_description(f"start of a server: {name}")
+            server = Running(name, self.inputs)
+            row["start"].append(server.seconds_to_start)
+            self.bar.update()
+            if start:
+                server.end()
+        stack.callback(server.end)
+        row["vector"] = server.vector
+        return server
+
+    def _requests(self, server: Running, row: dict[str, Any]) -> None:
+        """One round of requests."""
+        row["one"] += server.one_client(2 * self.plan.per_round)
+        seconds, times = server.many_clients(self.plan.per_round)
+        row["many"] += times
+        row["all"].append(seconds)
+        row["peak_mb"] = server.peak_mb()
 
     def cost(self) -> None:
         """REST requests under the CPU share that Lambda gives a memory size."""
@@ -206,6 +300,15 @@ class Run:
         return rows
 
 
+def _trouble(engine: Process) -> str:
+    """Why an engine cannot run here; empty where it can."""
+    try:
+        trouble: str = engine.ask("trouble")
+    except RuntimeError as error:  # such as an instruction that this processor lacks
+        return str(error)
+    return trouble
+
+
 def machine(threads: list[int]) -> dict[str, Any]:
     """What the figures were measured on."""
     cpu = platform.processor()
@@ -230,7 +333,8 @@ def machine(threads: list[int]) -> dict[str, Any]:
 def prepare(inputs: Path) -> None:
     """Make the inputs unless they are there and newer than the code that makes them."""
     made = inputs / "complete"
-    sources = [*(HERE.parent / "export").glob("*.py"), HERE / "inputs.py"]
+    ours = (HERE / name for name in ("accuracy.py", "inputs.py"))
+    sources = [*(HERE.parent / "export").glob("*.py"), *ours]
     if not made.exists() or any(
         source.stat().st_mtime > made.stat().st_mtime for source in sources
     ):
@@ -241,7 +345,7 @@ def main() -> None:
     """Measure, write ``results/``, print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--quick", action="store_true", help="two minutes: shows that all works, no more"
+        "--quick", action="store_true", help="three minutes: shows that all works, no more"
     )
     parser.add_argument(
         "--cache", type=Path, default=Path(".cache/benchmark"), help="inputs are kept here"
@@ -256,7 +360,7 @@ def main() -> None:
     results = Run(QUICK if options.quick else FULL, subjects, inputs).all()
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "latest.json").write_text(json.dumps(results, indent=1))
-    (options.out / "latest.svg").write_text(report.chart(results))
+    (options.out / "latest.svg").write_text(chart.chart(results))
     print(report.table(results))
 
 

@@ -1,4 +1,5 @@
-"""``python -m benchmarks.inputs DIR``: make the photographs, events and models of the benchmark.
+"""``python -m benchmarks.inputs DIR``: make the photographs, events and models of the benchmark,
+and what exactness is judged by.
 
 This is a process of its own. The one that measures must not load the files that the measured ones
 load, because mapped files cannot be dropped from the page cache.
@@ -14,9 +15,13 @@ import torch
 from PIL import Image
 
 import export.__main__ as exporter
+from benchmarks import accuracy
+from benchmarks.subjects import CHECKPOINT
 from events.generate import MULTIPART, multipart, rest
-from export.checkpoint import CACHE, load_reference
-from export.images import encoded, photograph
+from export import parity
+from export.checkpoint import Reference, load_reference
+from export.images import PHOTOGRAPHS, encoded, parity_images, photograph
+from handler.config import PROFILES
 
 IMAGES = {  # name -> size, Pillow format and options
     "640x480 JPEG": ((640, 480), "JPEG", {"quality": 90}),
@@ -25,6 +30,8 @@ IMAGES = {  # name -> size, Pillow format and options
     "12 MP PNG": ((4000, 3000), "PNG", {}),
     "2 MP WebP": ((1632, 1224), "WEBP", {"quality": 85}),
 }
+LARGEST_JUDGED = 12.5e6
+"""Pixels. The accuracy check has photographs of 48 MP too, which would take most of the time."""
 
 
 def picture(size: tuple[int, int]) -> Image.Image:
@@ -43,13 +50,39 @@ def write_images(directory: Path) -> None:
     (directory / "event.json").write_text(json.dumps(event))
 
 
-def write_fastembed(directory: Path) -> None:
+def write_judged(directory: Path, reference: Reference, images: dict[str, bytes]) -> None:
+    """What contenders are judged by: files ``0.image`` and so on, and what clip makes of them.
+
+    ``names.json`` lists them, ``pixels.npy`` is uint8 [n, 224, 224, 3], clip's own, ``vectors.npy``
+    float32 [n, 512], clip's too, of unit length.
+    """
+    directory.mkdir(exist_ok=True)
+    samples = parity.samples(reference, images)
+    for number, data in enumerate(images.values()):
+        (directory / f"{number}.image").write_bytes(data)
+    (directory / "names.json").write_text(json.dumps(list(images)))
+    np.save(directory / "pixels.npy", np.stack([sample.pixels for sample in samples]))
+    np.save(directory / "vectors.npy", np.stack([sample.embedding for sample in samples]))
+
+
+def large_photographs() -> dict[str, bytes]:
+    """The JPEGs of the accuracy check that are not too large: name -> encoded file."""
+    draft = PROFILES["fast"]["jpeg_draft"]
+    assert isinstance(draft, int)
+    return {
+        f"{name} at {size[0]} x {size[1]}": accuracy.enlarged(name, size)
+        for name in PHOTOGRAPHS
+        for size in accuracy.sizes(name, draft)
+        if size[0] * size[1] <= LARGEST_JUDGED
+    }
+
+
+def write_fastembed(directory: Path, reference: Reference) -> None:
     """What ``fastembed`` downloads for ``Qdrant/clip-ViT-B-32-vision``, of the same weights.
 
     Theirs is torch's own ONNX export of the image tower in fp32, and a preprocessing card.
     """
     directory.mkdir(exist_ok=True)
-    reference = load_reference(CACHE / "ViT-B-32-synthetic.pt", synthetic=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's newer exporter needs another package
         torch.onnx.export(
@@ -86,7 +119,10 @@ def main(directory: Path) -> int:
         ["--synthetic", "--precision", "int8", "--out", str(directory / "model")]
     ):
         return status
-    write_fastembed(directory / "fastembed")
+    reference = load_reference(CHECKPOINT, synthetic=True)
+    images = parity_images() | large_photographs()
+    write_judged(directory / "judged", reference, images)
+    write_fastembed(directory / "fastembed", reference)
     (directory / "complete").touch()
     return 0
 

@@ -16,12 +16,21 @@ Seconds = list[float]
 
 OURS = ("exact", "fast")
 """The subjects that are this service, by its profiles."""
+RIVALS = Path(__file__).parent.parent / ".cache" / "rivals" / "bin"
+"""The programs of the virtual environment that ``make bench`` makes of requirements-rivals.txt."""
 
 
 class Process:
     """One worker. ``ask`` is a call of one of `worker.Worker`'s methods."""
 
-    def __init__(self, subject: str, inputs: Path, threads: int) -> None:
+    def __init__(
+        self, subject: str, inputs: Path, threads: int, python: Path | None = None
+    ) -> None:
+        """Start it, by another interpreter than this one if `python` is given.
+
+        Raises:
+            FileNotFoundError: there is no such interpreter.
+        """
         limit = str(threads)
         env = os.environ | {
             "CLIP_MODEL_DIR": str(inputs / "model"),
@@ -33,7 +42,7 @@ class Process:
         self.subject = subject
         self.started = time.monotonic()
         self.popen = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker", subject, str(inputs)],
+            [python or sys.executable, "-m", "benchmarks.worker", subject, str(inputs)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -42,12 +51,18 @@ class Process:
         )
 
     def ask(self, do: str, **arguments: Any) -> Any:
-        """Send one request and wait for its answer."""
+        """Send one request and wait for its answer.
+
+        Raises:
+            RuntimeError: the process has ended.
+        """
         assert self.popen.stdin
         assert self.popen.stdout
-        self.popen.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-        self.popen.stdin.flush()
-        line = self.popen.stdout.readline()
+        line = ""
+        with contextlib.suppress(BrokenPipeError):
+            self.popen.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+            self.popen.stdin.flush()
+            line = self.popen.stdout.readline()
         if not line:
             raise RuntimeError(
                 f"the {self.subject} worker died answering {do!r}: run it by hand to see why"
@@ -57,10 +72,13 @@ class Process:
     def end(self) -> "Usage":
         """Close stdin, wait, and return what the process used in all."""
         assert self.popen.stdin
+        assert self.popen.stdout
         decoders = sum(map(_proportional_megabytes, descendants(self.popen.pid)))
-        self.popen.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it has ended already
+            self.popen.stdin.close()
         _, _, usage = os.wait4(self.popen.pid, 0)
         self.popen.returncode = 0  # reaped here, not by Popen
+        self.popen.stdout.close()
         # ru_inblock counts what came from the disk and not from the page cache, read() or mapped.
         peak = usage.ru_maxrss / 1024 + decoders
         return Usage(peak_mb=peak, read_mb=usage.ru_inblock * 512 / 1e6)
@@ -96,9 +114,25 @@ def _started_by(task: Path) -> list[int]:
         return []
 
 
+def peak_megabytes(pid: int) -> float:
+    """MiB of a process and of all that it started: the largest of them at its peak, and the others.
+
+    Of the others, it is what they hold now, pages that several share counted once.
+    """
+    processes = (pid, *descendants(pid))
+    peaks = {one: _kilobytes(one, "status", "VmHWM:") / 1024 for one in processes}
+    largest = max(processes, key=peaks.__getitem__)
+    others = sum(_proportional_megabytes(one) for one in processes if one != largest)
+    return peaks[largest] + others
+
+
 def _proportional_megabytes(pid: int) -> float:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) / 1024
+    return _kilobytes(pid, "smaps_rollup", "Pss:") / 1024
+
+
+def _kilobytes(pid: int, file: str, field: str) -> int:
+    lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field))
 
 
 @contextlib.contextmanager

@@ -1,9 +1,11 @@
-"""Raw times -> the README's table, the chart, and dollars."""
+"""Raw times -> the README's tables, and dollars."""
 
-from statistics import median, quantiles
+from statistics import fmean, median, quantiles
 from typing import Any
 
+from benchmarks.engines import ENGINES
 from benchmarks.measure import OURS
+from benchmarks.servers import CLIENTS, SERVERS
 
 Results = dict[str, Any]
 
@@ -11,6 +13,14 @@ SUBJECTS = ("baseline", "fastembed", *OURS)
 GB_SECOND = {"x86": 0.0000166667, "arm64": 0.0000133334}
 REQUEST = 0.20 / 1e6
 """Dollars: AWS Lambda's list prices in us-east-1."""
+UNMEASURED = "†"
+"""A dagger behind a figure that is not measured, which the sentence below explains."""
+ARM64 = (
+    f"{UNMEASURED} Not measured: arm64's price with x86's time. In each cycle a core of Graviton2 "
+    "does half the float32 operations of an x86 core with AVX2 (16 against 32), but it has dot "
+    "products of 8-bit integers (64), so that on arm64 `exact` is likely slower and dearer than on "
+    "x86, and `fast` likely the cheapest of all."
+)
 
 
 def p95(times: list[float]) -> float:
@@ -38,26 +48,38 @@ def dollars_per_million(seconds: float, memory: int, architecture: str) -> float
 
 
 class Table:
-    """Markdown rows of measured cells; the last columns are ratios to the baseline."""
+    """Markdown rows of measured cells; the last columns are ratios to one of the subjects."""
 
-    def __init__(self, subjects: list[str]) -> None:
+    def __init__(self, title: str, subjects: list[str], base: str) -> None:
+        """`base` is what the ratios are to. If it was not measured, there are none."""
         self.subjects = subjects
+        self.base = base
+        ratios = " | ".join(f"{name} to {base}" for name in OURS)
         self.lines = [
-            f"| | {' | '.join(subjects)} | {' | '.join(f'{name} to baseline' for name in OURS)} |",
+            f"| {title} | {' | '.join(subjects)} | {ratios} |",
             f"|---{'|---:' * (len(subjects) + len(OURS))}|",
         ]
+
+    def cosines(self, title: str, values: dict[str, str]) -> None:
+        """A row that has no ratios."""
+        cells = [values.get(subject, "-") for subject in self.subjects] + ["-" for _ in OURS]
+        self.lines.append(f"| {title} | {' | '.join(cells)} |")
+
+    def _ratios(self, values: dict[str, float], *, less: bool) -> list[str]:
+        if self.base not in values:
+            return ["-" for _ in OURS]
+        shares = [values[name] / values[self.base] for name in OURS]
+        return [f"**{share:.2f}x**" if less else f"**{1 / share:.1f}x faster**" for share in shares]
 
     def row(
         self, title: str, values: dict[str, float], form: str, spread: dict[str, str], *, less: bool
     ) -> None:
-        """One row. `less`: the ratio is a share of the baseline's; else it is "times faster"."""
+        """One row. `less`: the ratio is a share of the base's; else it is "times faster"."""
         cells = []
         for subject in self.subjects:
             value = values.get(subject)
             cells.append("-" if value is None else f"{form.format(value)}{spread.get(subject, '')}")
-        for name in OURS:
-            share = values[name] / values["baseline"]
-            cells.append(f"**{share:.2f}x**" if less else f"**{1 / share:.1f}x faster**")
+        cells += self._ratios(values, less=less)
         self.lines.append(f"| {title} | {' | '.join(cells)} |")
 
     def rates(self, title: str, count: int, times: dict[str, list[float]]) -> None:
@@ -67,7 +89,7 @@ class Table:
             f"{count / medians[name]:.1f}/s ({count / p95(times[name]):.1f})"
             for name in self.subjects
         ]
-        cells += [f"**{medians['baseline'] / medians[name]:.1f}x faster**" for name in OURS]
+        cells += self._ratios(medians, less=False)
         self.lines.append(f"| {title} | {' | '.join(cells)} |")
 
     def times(
@@ -86,7 +108,7 @@ def table(results: Results) -> str:
     """The README's tables, in Markdown."""
     starts = results["cold start"]
     subjects = [name for name in SUBJECTS if name in starts["warm"]]
-    rows = Table(subjects)
+    rows = Table("what is measured", subjects, "baseline")
     threads = str(results["machine"]["threads"][-1])
     for kind in ("warm", "cold"):
         seconds = {name: [row["seconds"] for row in starts[kind][name]] for name in subjects}
@@ -101,12 +123,17 @@ def table(results: Results) -> str:
             rows.times(f"{image}, {_threads(count)}", times)
     for batch, times in results["batch"].items():
         rows.rates(f"images in batches of {batch}, {threads} threads", int(batch), times)
+    exactness = {name: _smallest(cosines) for name, cosines in results["exactness"].items()}
+    count = len(results["exactness"]["baseline"])
+    rows.cosines(f"smallest cosine to clip's vector, {count} pictures", exactness)
     parts = [
         heading(results),
         "\n".join(rows.lines),
+        _servers(results),
         _split(results),
         _sandbox(results),
-        _engine(results),
+        _peak(results),
+        _engines(results),
         _s3(results),
         _cost(results, subjects),
     ]
@@ -116,12 +143,50 @@ def table(results: Results) -> str:
 def heading(results: Results) -> str:
     """The machine, and how to read the table."""
     m = results["machine"]
-    cosines = results["cosine to baseline"]
-    agree = ", ".join(f"{name} {cosines[name]:.6f}" for name in SUBJECTS[1:] if name in cosines)
     return (
         f"{m['cpu']}, {m['cpus']} CPUs, {m['architecture']}, Python {m['python']}. Medians, 95th "
-        f"percentile in brackets. Cosine to the baseline's vector of the 12 MP JPEG: {agree}."
+        "percentile in brackets."
     )
+
+
+def _smallest(cosines: list[float | None]) -> str:
+    """The smallest, the mean, and of how many pictures there is no vector."""
+    known = [cosine for cosine in cosines if cosine is not None]
+    refused = len(cosines) - len(known)
+    text = f"{min(known):.6f} (mean {fmean(known):.6f})"
+    return f"{text}, {refused} refused" if refused else text
+
+
+def _servers(results: Results) -> str:
+    """Web servers, with ratios to the old one, if that is there."""
+    measured, missing = results["servers"], results["servers"]["missing"]
+    names = [name for name in SERVERS if name in measured]
+    rows = Table("web server, 640x480 JPEG", names, "BentoML")
+    columns = {
+        field: {name: measured[name][field] for name in names}
+        for field in ("start", "one", "all", "many", "peak_mb")
+    }
+    rows.times("start to first answer", columns["start"], scale=1, unit="s")
+    rows.times("one client", columns["one"])
+    requests = len(measured[names[0]]["many"]) // len(measured[names[0]]["all"])
+    rows.rates(f"{CLIENTS} clients, images a second", requests, columns["all"])
+    rows.times(f"{CLIENTS} clients, each request", columns["many"])
+    rows.row("peak memory of all its processes", columns["peak_mb"], "{:.0f} MB", {}, less=True)
+    if "BentoML" in measured:
+        cosines = {name: _cosine(measured["BentoML"], measured[name]) for name in names}
+        rows.cosines("cosine to BentoML's vector", {n: f"{c:.6f}" for n, c in cosines.items()})
+    return "\n".join([*rows.lines, *_not_measured(missing)])
+
+
+def _cosine(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """Of the vectors that two servers answered with, both of unit length."""
+    cosine: float = sum(x * y for x, y in zip(one["vector"], other["vector"], strict=True))
+    return cosine
+
+
+def _not_measured(missing: dict[str, str]) -> list[str]:
+    """A paragraph for each contender that did not run, with the reason."""
+    return [f"\n{name} was not measured: {reason}." for name, reason in missing.items()]
 
 
 def _split(results: Results) -> str:
@@ -156,13 +221,13 @@ def _sandbox(results: Results) -> str:
     return "\n".join(lines)
 
 
-def _engine(results: Results) -> str:
+def _peak(results: Results) -> str:
     lines = [
-        "| engine alone | SGEMM peak | exact, batch 1 | exact, batch 16 | fast, batch 1 "
+        "| our engine alone | SGEMM peak | exact, batch 1 | exact, batch 16 | fast, batch 1 "
         "| fast, batch 16 |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for count, times in results["engine"].items():
+    for count, times in results["peak"].items():
         peak = 2 * 2048**3 / 1e9 / min(times["sgemm"])
         cells = []
         for batch in (1, 16):
@@ -173,6 +238,33 @@ def _engine(results: Results) -> str:
             cells.append(f"{fast * 1e3:.1f} ms, **{exact / fast:.1f}x** exact's speed")
         lines.append(f"| {_threads(count)} | {peak:.0f} GFLOP/s | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _engines(results: Results) -> str:
+    """Every engine's speed beside its exactness; those that did not run say why."""
+    seconds, exactness = results["engines"]["seconds"], results["engines"]["exactness"]
+    missing = results["engines"]["missing"]
+    threads = [_threads(count) for count in seconds]
+    pictures = len(next(iter(exactness.values())))
+    lines = [
+        f"| engine alone, one image; in bold, times torch's speed | {' | '.join(threads)} "
+        f"| smallest cosine to clip's, {pictures} pictures | mean |",
+        f"|---{'|---:' * (len(threads) + 2)}|",
+    ]
+    for name in ENGINES:
+        cells = ["-"] * (len(threads) + 2)
+        if name in exactness:
+            cells = [_engine_cell(name, times) for times in seconds.values()]
+            cells += [f"{min(exactness[name]):.6f}", f"{fmean(exactness[name]):.6f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join([*lines, *_not_measured(missing)])
+
+
+def _engine_cell(name: str, times: dict[str, list[float]]) -> str:
+    """The median, and how much faster that is than the baseline's engine."""
+    own = median(times[name])
+    ratio = median(times[ENGINES[0]]) / own
+    return f"{own * 1e3:.1f} ms ({p95(times[name]) * 1e3:.1f}), **{ratio:.1f}x**"
 
 
 def _s3(results: Results) -> str:
@@ -218,9 +310,8 @@ def _on_paper(rates: dict[tuple[str, str, str], float]) -> list[str]:
                     images / rate * memory / 1024 * price + invocations
                     for price in GB_SECOND.values()
                 )
-                cells.append(
-                    " / ".join(f"${dollars:,.{2 if dollars < 10 else 0}f}" for dollars in prices)
-                )
+                x86, arm64 = (f"${dollars:,.{2 if dollars < 10 else 0}f}" for dollars in prices)
+                cells.append(f"{x86} / {arm64}{UNMEASURED}")
             lines.append(f"| {name} | {profile}, {memory:,} MB | {' | '.join(cells)} |")
     return lines
 
@@ -244,52 +335,8 @@ def _cost(results: Results, subjects: list[str]) -> str:
                 cells.append("does not fit")
                 continue
             seconds = median(times[subject])
-            price = (dollars_per_million(seconds, int(memory), name) for name in ("x86", "arm64"))
-            cells.append(f"{' / '.join(f'{p:.2f}' for p in price)} ({seconds * 1e3:.0f} ms)")
+            x86, arm64 = (dollars_per_million(seconds, int(memory), name) for name in GB_SECOND)
+            milliseconds = f"{seconds * 1e3:.0f} ms"
+            cells.append(f"{x86:.2f} / {arm64:.2f}{UNMEASURED} ({milliseconds})")
         lines.append(f"| {int(memory):,} MB ({int(memory) / 1769:.2f} CPU) | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def chart(results: Results) -> str:
-    """The table's main rows as horizontal bars; each row has a scale of its own."""
-    threads = str(results["machine"]["threads"][-1])
-    starts, warm = results["cold start"], results["warm"][threads]
-    rows: list[tuple[str, str, dict[str, float]]] = [
-        (
-            "cold start to first vector",
-            "s",
-            {n: median(r["seconds"] for r in v) for n, v in starts["warm"].items()},
-        ),
-        (
-            "peak memory",
-            "MB",
-            {n: median(r["peak_mb"] for r in v) for n, v in starts["warm"].items()},
-        ),
-        (
-            "read from disk at start",
-            "MB",
-            {n: median(r["read_mb"] for r in v) for n, v in starts["cold"].items()},
-        ),
-        ("installed size", "MB", results["sizes"]),
-    ]
-    for image in ("640x480 JPEG", "12 MP JPEG"):
-        rows.append((f"one {image}", "ms", {n: median(v) * 1e3 for n, v in warm[image].items()}))
-    colours = {"baseline": "#9aa0a6", "fastembed": "#c5a572", "exact": "#1a73e8", "fast": "#188038"}
-    shapes, y = [], 10
-    for title, unit, values in rows:
-        shapes.append(f'<text x="10" y="{y + 14}" font-weight="bold">{title}</text>')
-        for name in (n for n in SUBJECTS if n in values):
-            y += 20
-            width = 430 * values[name] / max(values.values())
-            label = f"{values[name]:.2f} {unit}" if unit == "s" else f"{values[name]:.0f} {unit}"
-            shapes.append(f'<text x="90" y="{y + 12}" text-anchor="end">{name}</text>')
-            shapes.append(
-                f'<rect x="100" y="{y}" width="{width:.0f}" height="15" fill="{colours[name]}"/>'
-            )
-            shapes.append(f'<text x="{106 + width:.0f}" y="{y + 12}">{label}</text>')
-        y += 32
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="640" height="{y}" '
-        'font-family="sans-serif" font-size="12">\n'
-        f'<rect width="640" height="{y}" fill="#fff"/>\n' + "\n".join(shapes) + "\n</svg>\n"
-    )
+    return "\n".join([*lines, "", ARM64])

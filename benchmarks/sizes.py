@@ -7,9 +7,10 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from benchmarks.subjects import CHECKPOINT
+
 BASELINE = ("fastapi", "mangum", "python-multipart", "torch", "torchvision", "openai-clip")
 FASTEMBED = ("fastapi", "mangum", "python-multipart", "fastembed")
-CHECKPOINT = Path("~/.cache/clip/ViT-B-32-synthetic.pt").expanduser()
 
 
 def runtime() -> list[str]:

@@ -19,6 +19,10 @@ Encode = Callable[[Sequence[bytes]], Any]
 Handler = Callable[[dict[str, Any], Any], dict[str, Any]]
 
 
+CHECKPOINT = Path("~/.cache/clip/ViT-B-32-synthetic.pt").expanduser()
+"""The archive that `benchmarks/inputs.py` exports its model from, as ``clip.load`` takes it."""
+
+
 class Subject(NamedTuple):
     """One loaded contender."""
 
@@ -50,8 +54,7 @@ def _baseline() -> Subject:
     from handler.engines.torch_clip import import_clip
 
     torch.set_num_threads(int(os.environ["CLIP_THREADS"]))
-    checkpoint = Path("~/.cache/clip/ViT-B-32-synthetic.pt").expanduser()
-    model, preprocess = import_clip().load(str(checkpoint), device="cpu")
+    model, preprocess = import_clip().load(str(CHECKPOINT), device="cpu")
 
     @torch.no_grad()
     def encode(images: Sequence[bytes]) -> Any:

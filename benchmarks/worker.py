@@ -1,4 +1,4 @@
-"""``python -m benchmarks.worker SUBJECT INPUTS``: the process that is timed.
+"""``python -m benchmarks.worker NAME INPUTS``: the process that is timed.
 
 Each line on stdin is a request ``{"do": NAME, ...}``, each line on stdout its answer. Times are
 seconds. Nothing but the standard library is imported before the first request, so that a cold start
@@ -21,12 +21,17 @@ SGEMM = 2048
 
 
 class Worker:
-    """One subject in its own process; each public method answers one kind of request."""
+    """One contender in its own process; each public method answers one kind of request.
 
-    def __init__(self, subject: str, inputs: Path) -> None:
-        self.name = subject
+    The name is one of `subjects`, whose whole way from a file to a vector is timed, or one of
+    `engines`, of which the image tower alone is.
+    """
+
+    def __init__(self, name: str, inputs: Path) -> None:
+        self.name = name
         self.inputs = inputs
         self.subject: subjects.Subject | None = None
+        self.tower: Callable[[Any], Any] | None = None
 
     @property
     def loaded(self) -> subjects.Subject:
@@ -67,10 +72,35 @@ class Worker:
         assert answer["written"] == count, answer
         return [seconds, record["s3_wait_ms"] / 1e3]
 
-    def vector(self, image: str) -> list[float]:
-        """The vector itself, to show that all subjects compute the same thing."""
-        vector = self.loaded.encode([(self.inputs / f"{image}.image").read_bytes()])[0]
-        return [float(x) for x in vector]
+    def exactness(self, pictures: int | None) -> list[float | None]:
+        """The cosine of each judged file's vector to clip's; None where the subject has none.
+
+        `pictures`: the first so many alone; None means all.
+        """
+        cosines = []
+        for number, theirs in enumerate(self._judged("vectors")[:pictures]):
+            file = (self.inputs / "judged" / f"{number}.image").read_bytes()
+            try:
+                cosine = float(self.loaded.encode([file])[0] @ theirs)
+            except Exception:  # noqa: BLE001  # each library refuses a file in its own way
+                cosine = None
+            cosines.append(cosine)
+        return cosines
+
+    def tower_exactness(self, pictures: int | None) -> list[float]:
+        """Engines only: the same, of the files' pixels."""
+        tower = self._tower()
+        pixels, vectors = self._judged("pixels")[:pictures], self._judged("vectors")[:pictures]
+        pairs = zip(pixels, vectors, strict=True)
+        return [float(tower(picture[None])[0] @ theirs) for picture, theirs in pairs]
+
+    def trouble(self) -> str:
+        """Engines only: why this one cannot run here, in a line; empty where it can."""
+        try:
+            self.tower_times(batch=1, repeat=1)
+        except Exception as error:  # noqa: BLE001  # each library's own; the table shows it
+            return f"{type(error).__name__}: {error}".splitlines()[0]
+        return ""
 
     def split(self, repeat: int) -> list[list[float]]:
         """Ours only: a request's time in parts: event, decode, engine, response."""
@@ -105,14 +135,13 @@ class Worker:
             rows.append(clock() - begin)
         return [rows[::2][1:], rows[1::2][1:]]  # without the first, which imports Pillow
 
-    def engine(self, batch: int, repeat: int) -> list[float]:
-        """Ours only: pixels in memory -> vectors."""
+    def tower_times(self, batch: int, repeat: int) -> list[float]:
+        """Engines only: pixels in memory -> vectors."""
         import numpy as np
 
-        from handler import main
-
+        tower = self._tower()
         pixels = np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), np.uint8)
-        return _times(lambda: main.encoder.engine.encode(pixels), repeat)
+        return _times(lambda: tower(pixels), repeat)
 
     def sgemm(self, repeat: int) -> list[float]:
         """A float32 matrix product, 2,048 cubed, by the subject's library: MKL or ONNX Runtime."""
@@ -126,6 +155,20 @@ class Worker:
             return _times(lambda: x @ y, repeat)
         session = _matmul_session(int(os.environ["CLIP_THREADS"]))
         return _times(lambda: session.run(None, {"a": a, "b": b}), repeat)
+
+    def _tower(self) -> Callable[[Any], Any]:
+        """The engine, loaded at first use."""
+        from benchmarks import engines  # here, because a cold start does without
+
+        threads = int(os.environ["CLIP_THREADS"])
+        self.tower = self.tower or engines.load(self.name, self.inputs, threads)
+        return self.tower
+
+    def _judged(self, what: str) -> Any:
+        """What `inputs.write_judged` wrote: ``pixels`` or ``vectors``, an array."""
+        import numpy as np
+
+        return np.load(self.inputs / "judged" / f"{what}.npy")
 
     def _answer(self, event: dict[str, Any]) -> None:
         response = self.loaded.handler(event, None)

@@ -1,11 +1,27 @@
-"""The benchmark's arithmetic. Its measurements are tried by `make bench ARGS=--quick`."""
+"""The benchmark's arithmetic, its tables, and that it goes on without what is not installed.
 
+All its measurements are tried by `make bench ARGS=--quick`; here are those of what is installed.
+"""
+
+import json
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import pytest
 
-from benchmarks import report, sizes
+from benchmarks import __main__ as benchmark
+from benchmarks import chart, engines, measure, report, servers, sizes
+from events.generate import MULTIPART, multipart, rest
+from handler.model import Model
+from tests.conftest import ROOT, pixels_of
+
+if TYPE_CHECKING:
+    from export.checkpoint import Reference
+
+PLAN = benchmark.Plan(cold=1, cold_cache=1, rounds=2, per_round=1, server_starts=2, judged=None)
 
 
 def test_the_work_of_an_image_is_that_of_the_exported_graph(model_dir: Path) -> None:
@@ -41,3 +57,272 @@ def test_a_million_requests_cost_what_aws_lists() -> None:
     # 100 ms at 1 GB: 100,000 GB-seconds at 0.0000166667, and 0.20 for the requests.
     assert report.dollars_per_million(0.1, 1024, "x86") == pytest.approx(1.66667 + 0.20)
     assert report.dollars_per_million(0.1, 2048, "arm64") == pytest.approx(2 * 1.33334 + 0.20)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
+    """The benchmark's folder: a model, an upload, and two files to be judged by.
+
+    The second file is no image.
+    """
+    directory = tmp_path_factory.mktemp("inputs")
+    (directory / "model").symlink_to(model_dir.resolve())
+    (directory / "event.json").write_bytes((ROOT / "events/rest_multipart.json").read_bytes())
+    judged = directory / "judged"
+    judged.mkdir()
+    model = Model.load(model_dir)
+    (judged / "0.image").write_bytes(model.golden_image)
+    (judged / "1.image").write_bytes(b"no image")
+    golden = pixels_of(model.golden_image)
+    np.save(judged / "pixels.npy", np.stack([golden, 255 - golden]))
+    np.save(judged / "vectors.npy", np.stack([model.golden_embedding] * 2))
+    return directory
+
+
+def test_exactness_is_the_cosine_to_clips_vectors_and_shows_what_was_refused(inputs: Path) -> None:
+    process = measure.Process("exact", inputs, threads=1)
+    try:
+        of_files = process.ask("exactness", pictures=None)
+        of_pixels = process.ask("tower_exactness", pictures=None)
+        assert len(process.ask("exactness", pictures=1)) == 1
+    finally:
+        process.end()
+    assert of_files[0] == pytest.approx(1, abs=1e-5)
+    assert of_files[1] is None
+    assert of_pixels[0] == pytest.approx(1, abs=1e-5)
+    assert of_pixels[1] < 0.99  # the golden image's negative, compared with the golden vector
+
+
+def test_engines_that_do_not_run_say_why_and_the_others_are_measured(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One has no interpreter, one is none of those known, ours runs.
+    monkeypatch.setattr(engines, "RIVALS", tmp_path)
+    monkeypatch.setattr(benchmark, "ENGINES", ("OpenVINO", "unknown", "exact"))
+    found = engines_of(inputs)
+    assert found["missing"] == {"OpenVINO": "not installed", "unknown": "KeyError: 'unknown'"}
+    assert list(found["seconds"]["1"]) == list(found["exactness"]) == ["exact"]
+    assert len(found["seconds"]["1"]["exact"]) == PLAN.rounds * PLAN.per_round
+
+
+def test_an_engine_that_dies_is_missing_too(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "python").symlink_to("/bin/false")
+    monkeypatch.setattr(engines, "RIVALS", tmp_path)
+    monkeypatch.setattr(benchmark, "ENGINES", ("OpenVINO", "exact"))
+    found = engines_of(inputs)
+    assert "worker died" in found["missing"]["OpenVINO"]
+    assert list(found["exactness"]) == ["exact"]
+
+
+def engines_of(inputs: Path) -> dict[str, Any]:
+    """What a short run finds out about engines, with one thread."""
+    run = benchmark.Run(PLAN, ["baseline", "exact"], inputs)
+    run.threads = [1]
+    run.engines()
+    run.bar.close()
+    return run.results["engines"]  # type: ignore[no-any-return]
+
+
+def test_an_engine_of_which_a_package_is_missing_says_which(inputs: Path) -> None:
+    process = measure.Process("OpenVINO", inputs, threads=1)  # by this interpreter, not by its own
+    try:
+        trouble = process.ask("trouble")
+    finally:
+        process.end()
+    assert trouble == "ModuleNotFoundError: No module named 'openvino'"
+
+
+def test_servers_are_measured_and_one_that_is_not_installed_is_missing(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "RIVALS", tmp_path)
+    monkeypatch.setattr(benchmark, "SERVERS", ("BentoML", "exact"))
+    run = benchmark.Run(PLAN, ["baseline", "exact"], inputs)
+    run.servers()
+    run.bar.close()
+    found = run.results["servers"]
+    assert list(found) == ["exact", "missing"]
+    assert found["missing"] == {"BentoML": "not installed"}
+    exact = found["exact"]
+    assert len(exact["start"]) == PLAN.server_starts
+    assert len(exact["one"]) == PLAN.rounds * 2 * PLAN.per_round
+    assert len(exact["many"]) == PLAN.rounds * PLAN.per_round * servers.CLIENTS
+    assert np.linalg.norm(exact["vector"]) == pytest.approx(1, abs=1e-5)
+    # The weights alone, widened to fp32, are 350 MB.
+    assert 350 < exact["peak_mb"] < 1500
+
+
+def test_a_server_that_ends_is_not_waited_for_and_leaves_nothing(
+    inputs: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "event.json").write_bytes((inputs / "event.json").read_bytes())
+    with pytest.raises(RuntimeError, match="exact ended with"):
+        servers.Running("exact", tmp_path)  # which holds no model
+    assert not measure.children(os.getpid())
+
+
+def test_a_server_that_refuses_the_photograph_is_ended(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").symlink_to(inputs / "model")
+    refused = rest("POST", "/encode_image", MULTIPART, multipart("image", b"no image"))
+    (tmp_path / "event.json").write_text(json.dumps(refused))
+    with pytest.raises(RuntimeError, match="answered 4"):
+        servers.Running("exact", tmp_path)
+    assert not measure.children(os.getpid())
+
+
+def test_the_service_itself_must_run(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "event.json").write_bytes((inputs / "event.json").read_bytes())
+    monkeypatch.setattr(benchmark, "ENGINES", ("fast",))
+    monkeypatch.setattr(benchmark, "SERVERS", ("fast",))
+    run = benchmark.Run(PLAN, ["baseline", "fast"], tmp_path)  # which holds no model
+    run.threads = [1]
+    for measurement in (run.engines, run.servers):
+        with pytest.raises(AssertionError, match="fast"):
+            measurement()
+    run.bar.close()
+
+
+def test_memory_is_of_all_processes(inputs: Path) -> None:
+    process = measure.Process("exact", inputs, threads=1)
+    try:
+        process.ask("first")
+        pid = process.popen.pid
+        whole = measure.peak_megabytes(pid)
+        decoders = [measure.peak_megabytes(child) for child in measure.children(pid)]
+        alone = int((Path(f"/proc/{pid}/status").read_text().split("VmHWM:")[1]).split()[0]) / 1024
+    finally:
+        process.end()
+    assert decoders
+    assert alone < whole < alone + sum(decoders)
+
+
+def test_what_is_judged_is_what_clip_makes_of_the_files(
+    tmp_path: Path, reference: "Reference", photo: bytes
+) -> None:
+    from benchmarks import inputs as maker
+
+    maker.write_judged(tmp_path / "judged", reference, {"photo": photo})
+    assert (tmp_path / "judged" / "0.image").read_bytes() == photo
+    assert json.loads((tmp_path / "judged" / "names.json").read_text()) == ["photo"]
+    pixels = np.load(tmp_path / "judged" / "pixels.npy")
+    np.testing.assert_array_equal(pixels, pixels_of(photo)[None])
+    vectors = np.load(tmp_path / "judged" / "vectors.npy")
+    assert vectors.shape == (1, 512)
+    assert np.linalg.norm(vectors[0]) == pytest.approx(1, abs=1e-5)
+
+
+def results() -> dict[str, Any]:
+    """A run's results, in which `exact` is 2 times and `fast` 4 times as fast as what was."""
+    slow, medium, quick = [0.2] * 3, [0.1] * 3, [0.05] * 3
+    seconds = {"baseline": slow, "exact": medium, "fast": quick}
+    starts = {
+        name: [{"seconds": times[0], "peak_mb": 100.0, "read_mb": 10.0}]
+        for name, times in seconds.items()
+    }
+    web = {
+        name: {"start": t, "one": t, "many": t * 8, "all": t, "peak_mb": 1000 * t[0]}
+        for name, t in (("BentoML", slow), ("exact", medium), ("fast", quick))
+    }
+    vectors = {"BentoML": [1.0, 0.0], "exact": [1.0, 0.0], "fast": [0.6, 0.8]}
+    return {
+        "machine": {
+            "cpu": "a CPU",
+            "cpus": 2,
+            "architecture": "x86_64",
+            "python": "3.11",
+            "threads": [1],
+        },
+        "cold start": {"warm": starts, "cold": starts},
+        "sizes": dict.fromkeys(seconds, 100.0),
+        "warm": {"1": {"640x480 JPEG": seconds, "12 MP JPEG": seconds}},
+        "batch": {"8": seconds},
+        "exactness": {"baseline": [1.0, 1.0], "exact": [0.9999999, None], "fast": [0.99, 0.998]},
+        "servers": {name: row | {"vector": vectors[name]} for name, row in web.items()}
+        | {"missing": {}},
+        "split": {"1": {"exact": [[0.001, 0.002, 0.003, 0.004]]}},
+        "sandbox": {"640x480 JPEG": [[0.001], [0.002]]},
+        "peak": {
+            "1": {"sgemm": [0.1]} | {f"{n} {b}": [0.1] for n in measure.OURS for b in (1, 16)}
+        },
+        "engines": {
+            "seconds": {"1": {"torch": slow, "OpenVINO": medium, "fast": quick}},
+            "exactness": {"torch": [1.0, 1.0], "OpenVINO": [1.0, 1.0], "fast": [0.99, 0.998]},
+            "missing": {"OpenVINO, bf16": "Unsuitable: this processor has no bf16"},
+        },
+        "s3": {"exact 1": {"1": [[0.1, 0.01]], "64": [[1.0, 0.1]]}},
+        "cost": {"1769": seconds},
+    }
+
+
+def lines(of: dict[str, Any], begin: str) -> list[str]:
+    """The lines of the report that begin so."""
+    return [line for line in report.table(of).splitlines() if line.startswith(begin)]
+
+
+def test_the_table_shows_exactness_beside_speed() -> None:
+    (row,) = lines(results(), "| smallest cosine to clip's vector, 2 pictures")
+    assert row.split(" | ")[1:] == [
+        "1.000000 (mean 1.000000)",
+        "1.000000 (mean 1.000000), 1 refused",
+        "0.990000 (mean 0.994000)",
+        "-",
+        "- |",
+    ]
+
+
+def test_servers_are_compared_with_the_old_one() -> None:
+    found = results()
+    (title,) = lines(found, "| web server")
+    assert title.endswith("| BentoML | exact | fast | exact to BentoML | fast to BentoML |")
+    assert lines(found, "| one client") == [
+        "| one client | 200 ms (200) | 100 ms (100) | 50 ms (50) "
+        "| **2.0x faster** | **4.0x faster** |"
+    ]
+    # Eight requests in each round of 0.2 s.
+    assert lines(found, "| 8 clients, images a second") == [
+        "| 8 clients, images a second | 40.0/s (40.0) | 80.0/s (80.0) | 160.0/s (160.0) "
+        "| **2.0x faster** | **4.0x faster** |"
+    ]
+    assert lines(found, "| peak memory of all its processes") == [
+        "| peak memory of all its processes | 200 MB | 100 MB | 50 MB | **0.50x** | **0.25x** |"
+    ]
+    assert lines(found, "| cosine to BentoML's vector") == [
+        "| cosine to BentoML's vector | 1.000000 | 1.000000 | 0.600000 | - | - |"
+    ]
+
+
+def test_without_the_old_server_there_are_no_ratios_and_the_reason_is_named() -> None:
+    found = results()
+    del found["servers"]["BentoML"]
+    found["servers"]["missing"] = {"BentoML": "no such file"}
+    assert lines(found, "| one client") == ["| one client | 100 ms (100) | 50 ms (50) | - | - |"]
+    assert "\nBentoML was not measured: no such file.\n" in report.table(found)
+
+
+def test_engines_show_speed_and_exactness_or_why_they_did_not_run() -> None:
+    text = report.table(results())
+    assert "| OpenVINO | 100.0 ms (100.0), **2.0x** | 1.000000 | 1.000000 |" in text
+    assert "| fast | 50.0 ms (50.0), **4.0x** | 0.990000 | 0.994000 |" in text
+    assert "| OpenVINO, bf16 | - | - | - |" in text
+    assert "OpenVINO, bf16 was not measured: Unsuitable: this processor has no bf16." in text
+
+
+def test_what_arm64_costs_is_marked_as_not_measured() -> None:
+    found = results()
+    (row,) = lines(found, "| 1,769 MB")
+    figures = [cell.split(" / ")[1].split(" (")[0] for cell in row.split(" | ")[1:]]
+    assert [figure[-1] for figure in figures] == ["†"] * 3
+    (on_paper,) = lines(found, "| 1 M images")
+    assert on_paper.count("†") == 2
+    assert lines(found, "† Not measured: arm64's price with x86's time.")
+
+
+def test_the_chart_has_a_bar_for_each_server() -> None:
+    text = chart.chart(results())
+    assert ">web server, one client<" in text
+    assert text.count(">BentoML<") == 2
+    assert text.count(">200 ms<") == 4  # the old way's, of two images and two kinds of clients
