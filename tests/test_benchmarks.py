@@ -5,7 +5,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from benchmarks import report, sizes
+from benchmarks import instructions, report, sizes
 
 
 def test_the_work_of_an_image_is_that_of_the_exported_graph(model_dir: Path) -> None:
@@ -41,3 +41,17 @@ def test_a_million_requests_cost_what_aws_lists() -> None:
     # 100 ms at 1 GB: 100,000 GB-seconds at 0.0000166667, and 0.20 for the requests.
     assert report.dollars_per_million(0.1, 1024, "x86") == pytest.approx(1.66667 + 0.20)
     assert report.dollars_per_million(0.1, 2048, "arm64") == pytest.approx(2 * 1.33334 + 0.20)
+
+
+def test_valgrinds_report_is_read() -> None:
+    report = """\
+Ir
+666,686,720 (100.0%)  PROGRAM TOTALS
+
+Ir                    file:function
+568,192,176 (85.23%)  ???:0x0000000001913050 [/lib/onnxruntime/capi/onnxruntime_pybind11_state.so]
+ 11,599,492 ( 1.74%)  ???:0x000000000191cbc0 [/lib/onnxruntime/capi/onnxruntime_pybind11_state.so]
+  1,366,144 ( 0.20%)  ./string/memmove.S:__memcpy_avx_unaligned_erms [/usr/lib/libc.so.6]
+"""
+    counts = {"0x0000000001913050": 568_192_176, "0x000000000191cbc0": 11_599_492}
+    assert instructions.parse(report) == counts
