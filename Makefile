@@ -62,7 +62,7 @@ test-other: $(OTHER_VENV)/.dev $(VENV)/.dev $(MODEL_DIR)/model.json  ## the test
 	TEST_MODEL=$(abspath $(MODEL_DIR)) RIE=$${RIE:-$(abspath $(BIN)/aws-lambda-rie)} $(OTHER_VENV)/bin/python -m pytest $(SHARE) $(ARGS)
 
 cpus: override PROFILE := fast
-cpus: $(VENV)/.dev $(MODEL_fast)  ## the function's vectors on an emulated arm64, and an x86 without AVX-512, beside those here (needs root and mmdebstrap; ARGS="--images N")
+cpus: $(VENV)/.dev $(MODEL_fast)  ## the function's vectors on an emulated arm64, and an x86 without AVX-512, beside those here (needs root and mmdebstrap; 20 minutes of CPU; ARGS="--images N": N of 42 images)
 	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/python -m tests.cpus $(ARGS)
 
 e2e: $(VENV)/.dev  ## the real container, with docker and sam (environment: DOCKER, SAM, BASE_IMAGE, EXPORT_IMAGE)
