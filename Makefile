@@ -17,7 +17,7 @@ EXPORTER := $(VENV)/.export-$(TORCH)
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run model test coverage mutants test-other arm64 fuzz soak proof e2e image contents bench lint format check lock clean
+.PHONY: help run model test coverage mutants test-other cpus fuzz soak proof e2e image contents bench lint format check lock clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1 - /p' Makefile
@@ -36,7 +36,7 @@ EXPORT_openai    := --or-synthetic
 EXPORT_synthetic := --synthetic
 EXPORT_exact     :=
 EXPORT_fast      := --precision int8
-EXPORT           := $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT),$(EXPORT_$(WEIGHTS))) $(EXPORT_$(PROFILE))
+EXPORT            = $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT),$(EXPORT_$(WEIGHTS))) $(EXPORT_$(PROFILE))
 
 # Two processes share the tests, file by file. Torch gets one thread in each: two would spend their
 # time waiting for those of the other process.
@@ -61,8 +61,9 @@ OTHER_VENV := .cache/$(notdir $(OTHER))
 test-other: $(OTHER_VENV)/.dev $(VENV)/.dev $(MODEL_DIR)/model.json  ## the tests that need no torch, on OTHER=python3.13
 	TEST_MODEL=$(abspath $(MODEL_DIR)) RIE=$${RIE:-$(abspath $(BIN)/aws-lambda-rie)} $(OTHER_VENV)/bin/python -m pytest $(SHARE) $(ARGS)
 
-arm64: $(VENV)/.dev $(MODEL_DIR)/model.json  ## the function's vectors on an emulated arm64 beside those here (needs root and mmdebstrap)
-	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/python -m tests.arm64 $(ARGS)
+cpus: override PROFILE := fast
+cpus: $(VENV)/.dev $(MODEL_fast)  ## the function's vectors on an emulated arm64, and an x86 without AVX-512, beside those here (needs root and mmdebstrap; 20 minutes of CPU; ARGS="--images N": N of 42 images)
+	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/python -m tests.cpus $(ARGS)
 
 e2e: $(VENV)/.dev  ## the real container, with docker and sam (environment: DOCKER, SAM, BASE_IMAGE, EXPORT_IMAGE)
 	$(BIN)/python -m pytest tests/e2e $(ARGS)

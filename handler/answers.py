@@ -43,6 +43,11 @@ class Health(BaseModel):
     weights: str = Field(description="openai, custom or synthetic")
     version: str
     fingerprint: str = Field(description="never mix vectors of unequal fingerprints")
+    cpu_features: list[str] = Field(
+        description="what the processor has, by the kernel's words, of the features that decide "
+        "how fast the engine is; empty where the kernel says nothing",
+        examples=[["avx2", "avx512f", "avx512_vnni"]],
+    )
 
 
 def to_json(embedding: Embedding) -> str:

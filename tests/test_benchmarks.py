@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from benchmarks import __main__ as benchmark
-from benchmarks import chart, engines, measure, report, servers, sizes
+from benchmarks import chart, engines, instructions, measure, report, servers, sizes
 from events.generate import MULTIPART, multipart, rest
 from handler.model import Model
 from tests.conftest import ROOT, pixels_of
@@ -326,3 +326,17 @@ def test_the_chart_has_a_bar_for_each_server() -> None:
     assert ">web server, one client<" in text
     assert text.count(">BentoML<") == 2
     assert text.count(">200 ms<") == 4  # the old way's, of two images and two kinds of clients
+
+
+def test_valgrinds_report_is_read() -> None:
+    report = """\
+Ir
+666,686,720 (100.0%)  PROGRAM TOTALS
+
+Ir                    file:function
+568,192,176 (85.23%)  ???:0x0000000001913050 [/lib/onnxruntime/capi/onnxruntime_pybind11_state.so]
+ 11,599,492 ( 1.74%)  ???:0x000000000191cbc0 [/lib/onnxruntime/capi/onnxruntime_pybind11_state.so]
+  1,366,144 ( 0.20%)  ./string/memmove.S:__memcpy_avx_unaligned_erms [/usr/lib/libc.so.6]
+"""
+    counts = {"0x0000000001913050": 568_192_176, "0x000000000191cbc0": 11_599_492}
+    assert instructions.parse(report) == counts

@@ -19,6 +19,7 @@ from handler.config import Config
 from handler.encoder import Encoder
 from handler.engines import Embeddings, Pixels
 from handler.engines.onnx_cpu import OnnxCpuEngine
+from handler.health import cpu_features
 from handler.http.app import create_app
 from handler.http.openapi import ENCODE_IMAGE, ENCODE_IMAGES
 from handler.model import Model
@@ -48,6 +49,7 @@ def test_health_is_the_old_services_and_more(client: httpx.Client) -> None:
         "weights": "synthetic",
         "version": __version__,
         "fingerprint": fingerprint,
+        "cpu_features": cpu_features(),
     }
     assert "synthetic" in fingerprint
 
