@@ -114,7 +114,11 @@ class Tower:
 
 
 def save(model: ModelProto, directory: Path) -> None:
-    """Write ``visual.int8.onnx``, which names its scheme: the engine loads no other."""
+    """Check the graph, then write ``visual.int8.onnx``.
+
+    The file names its scheme: the engine loads no other.
+    """
+    onnx.checker.check_model(model)
     precision = PRECISIONS["int8"]
     onnx.helper.set_model_props(model, {"scheme": precision.scheme})
     onnx.save(model, directory / precision.file)
