@@ -41,23 +41,22 @@ def mend(tower: Tower, pixels: Pixels, close_enough: CloseEnough) -> Tower:
         print(f"int8        {name} in float; in integers, alone, it cost {turned:.1e} of cosine")
         if close_enough(vectors):
             break
-    print(cost(mended, vectors, integers, exact))
+    megabytes = (vectors.bytes - integers.bytes) / 1e6
+    print(cost(mended, megabytes, *_milliseconds(integers, vectors, exact)))
     return mended
 
 
-def cost(mended: Tower, now: "Vectors", before: "Vectors", exact: "Vectors") -> str:
-    """What mending took, in bytes and in time on this machine, in words.
+def cost(mended: Tower, megabytes: float, before: float, now: float, fp32: float) -> str:
+    """What mending took, in words: `megabytes` more, and so many milliseconds an image.
 
-    `now` is the graph of `mended`, `before` the one altogether in integers, `exact` that in float.
+    They are those `before` it, those `now`, and those of the graph in float, on this machine.
     """
-    megabytes = (now.bytes - before.bytes) / 1e6
-    was, takes, fp32 = _milliseconds(before, now, exact)
     text = (
         f"int8        {len(mended.in_float)} of {len(mended.weights)} layers are in float: "
-        f"{megabytes:+.1f} MB; an image takes {takes:.0f} ms instead of {was:.0f} "
+        f"{megabytes:+.1f} MB; an image takes {now:.0f} ms instead of {before:.0f} "
         f"(fp32: {fp32:.0f})"
     )
-    if takes > LITTLE_GAIN * fp32:
+    if now > LITTLE_GAIN * fp32:
         text += (
             "\nWARNING     INTEGERS GAIN NEXT TO NOTHING WITH THESE WEIGHTS: so much went back to "
             "float\n            that int8 is hardly faster than fp32. Use fp32, which is exact."

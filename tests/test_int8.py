@@ -470,11 +470,12 @@ def test_weights_that_do_not_pass_are_mended_until_they_do(
 
 def test_where_nothing_is_gained_it_says_so_loudly(plain: Export) -> None:
     all_of_it = dataclasses.replace(plain.tower, in_float=tuple(plain.tower.weights))
-    before, exact = Vectors(plain.tower.model()), Vectors(plain.tower.build(graph.FLOAT))
-    text = mending.cost(all_of_it, exact, before, exact)
-    assert "50 of 50 layers are in float" in text
+    text = mending.cost(all_of_it, 91.5, before=29, now=71, fp32=100)
+    assert "50 of 50 layers are in float: +91.5 MB" in text
+    assert "an image takes 71 ms instead of 29 (fp32: 100)" in text
     assert "WARNING" in text
     assert "Use fp32" in text
+    assert "WARNING" not in mending.cost(all_of_it, 91.5, before=29, now=70, fp32=100)
 
 
 # --- the gate
