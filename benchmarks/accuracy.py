@@ -75,6 +75,8 @@ def cosine(engine: Engine, data: bytes, draft: int) -> float:
     configs = (Config(jpeg_draft=value) for value in (0, draft))
     decoder = Unconfined()
     pixels = [decoder.decode(data, config, lambda _: None).pixels for config in configs]
+    if pixels[0] == pixels[1]:  # nothing was reduced
+        return 1.0
     full, reduced = (np.frombuffer(one, np.uint8).reshape(SIZE, SIZE, 3) for one in pixels)
     a, b = engine.encode(np.stack([full, reduced]))
     return float(a @ b)

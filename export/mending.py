@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 from tqdm import tqdm
@@ -30,28 +29,32 @@ def mend(tower: Tower, pixels: Pixels, close_enough: CloseEnough) -> Tower:
     `pixels` are the calibration's: the layers are chosen by other pictures than those that
     `close_enough` judges by. With every layer in float the vectors are fp32's, so there is an end.
     """
-    if close_enough(Vectors(tower.model())):
+    integers = Vectors(tower.model())
+    if close_enough(integers):
         return tower
     print("int8        not exact enough with these weights: layers go back to float")
-    mended = tower
-    for name, turned in damage(tower, _worst(tower, pixels)).items():
+    exact = Vectors(tower.build(graph.FLOAT))
+    mended, vectors = tower, integers
+    for name, turned in damage(tower, _worst(exact, integers, pixels)).items():
         mended = mended.mended(name)
+        vectors = Vectors(mended.model())
         print(f"int8        {name} in float; in integers, alone, it cost {turned:.1e} of cosine")
-        if close_enough(Vectors(mended.model())):
+        if close_enough(vectors):
             break
-    print(cost(tower, mended))
+    megabytes = (vectors.bytes - integers.bytes) / 1e6
+    print(cost(mended, megabytes, *_milliseconds(integers, vectors, exact)))
     return mended
 
 
-def cost(tower: Tower, mended: Tower) -> str:
-    """What mending took, in bytes and in time on this machine, in words."""
-    exact = Vectors(tower.build(graph.FLOAT))
-    before, after = tower.model(), mended.model()
-    megabytes = (after.ByteSize() - before.ByteSize()) / 1e6
-    was, now, fp32 = _milliseconds(Vectors(before), Vectors(after), exact)
+def cost(mended: Tower, megabytes: float, before: float, now: float, fp32: float) -> str:
+    """What mending took, in words: `megabytes` more, and so many milliseconds an image.
+
+    They are those `before` it, those `now`, and those of the graph in float, on this machine.
+    """
     text = (
-        f"int8        {len(mended.in_float)} of {len(tower.weights)} layers are in float: "
-        f"{megabytes:+.1f} MB; an image takes {now:.0f} ms instead of {was:.0f} (fp32: {fp32:.0f})"
+        f"int8        {len(mended.in_float)} of {len(mended.weights)} layers are in float: "
+        f"{megabytes:+.1f} MB; an image takes {now:.0f} ms instead of {before:.0f} "
+        f"(fp32: {fp32:.0f})"
     )
     if now > LITTLE_GAIN * fp32:
         text += (
@@ -65,7 +68,8 @@ class Vectors:
     """A graph as a function from pixels to vectors."""
 
     def __init__(self, model: ModelProto) -> None:
-        self._session = ort.InferenceSession(model.SerializeToString())
+        self.bytes = model.ByteSize()
+        self._session = graph.session(model)
 
     def __call__(self, pixels: Pixels, **others: NDArray[np.int64]) -> Matrix:
         """uint8 [n, 224, 224, 3] -> float32 [n, 512]; `others`: further inputs of the graph."""
@@ -89,9 +93,8 @@ def _milliseconds(*graphs: Vectors) -> list[float]:
     return [min(times[i :: len(graphs)]) * 1000 for i in range(len(graphs))]
 
 
-def _worst(tower: Tower, pixels: Pixels) -> Pixels:
+def _worst(exact: Vectors, integers: Vectors, pixels: Pixels) -> Pixels:
     """The `SHOWN` of `pixels` whose vectors integers turn furthest."""
-    exact, integers = Vectors(tower.build(graph.FLOAT)), Vectors(tower.model())
     cosines = (exact(pixels) * integers(pixels)).sum(axis=1)
     return pixels[np.argsort(cosines)[:SHOWN]]
 

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import fcntl
 import os
+import pickle
 import shutil
 import signal
 import socket
@@ -41,6 +42,7 @@ from handler.model import Model
 
 if TYPE_CHECKING:
     from export.checkpoint import Reference
+    from export.parity import Sample
     from tests.slow import Slow
 
 ROOT = Path(__file__).parent.parent
@@ -48,8 +50,9 @@ EMULATOR = os.environ.get("RIE") or shutil.which("aws-lambda-rie", path=Path(sys
 
 
 LONGEST = (
-    *("test_proof", "test_int8", "test_parity", "test_state_machine", "test_soak"),
-    *("test_batch", "test_server", "test_export", "test_requests", "test_output", "test_faults"),
+    *("test_int8", "test_proof", "test_parity", "test_bombs", "test_export", "test_sandbox"),
+    *("test_server", "test_faults", "test_state_machine", "test_deadlines", "test_soak"),
+    *("test_jpeg_draft", "test_s3", "test_output", "test_batch", "test_requests", "test_template"),
 )
 """The files that take longest, which are begun first.
 
@@ -99,20 +102,12 @@ def turn(request: pytest.FixtureRequest, shared: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def cache(shared: Path) -> Path:
-    """Stands for ~/.cache/clip."""
-    folder = shared / "cache"
-    folder.mkdir(exist_ok=True)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def synthetic(cache: Path) -> Path:
+def synthetic(shared: Path) -> Path:
     """A full-size synthetic checkpoint."""
     pytest.importorskip("torch")
     from export import checkpoint
 
-    path = cache / "ViT-B-32-synthetic.pt"
+    path = shared / "ViT-B-32-synthetic.pt"
     with missing(path) as wanted:
         if wanted:
             checkpoint.make_synthetic(path)
@@ -128,22 +123,41 @@ def reference(synthetic: Path) -> "Reference":
 
 
 @pytest.fixture(scope="session")
+def parity_samples(reference: "Reference", shared: Path) -> list["Sample"]:
+    """The export's images, with what clip makes of each over the synthetic weights."""
+    from export import parity
+
+    path = shared / "samples.pickle"
+    with missing(path) as wanted:
+        if wanted:
+            path.write_bytes(pickle.dumps(parity.samples(reference, images.parity_images())))
+    samples: list[Sample] = pickle.loads(path.read_bytes())
+    return samples
+
+
+@pytest.fixture(scope="session")
 def model_dir(request: pytest.FixtureRequest, shared: Path) -> Path:
     """A model folder, made through the command line and its parity gate."""
     if made := os.environ.get("TEST_MODEL"):
         return Path(made).absolute()
-    synthetic, cache = map(request.getfixturevalue, ("synthetic", "cache"))
-    from export import checkpoint
+    out = shared / "model"
+    with missing(out) as wanted:
+        if wanted:
+            _export(out, *map(request.getfixturevalue, ("reference", "parity_samples")))
+    return out
+
+
+def _export(out: Path, reference: "Reference", samples: list["Sample"]) -> None:
+    """Export into `out` what other tests need too, and so is made once: clip and its vectors."""
+    from export import checkpoint, parity
     from export.__main__ import main as export
 
-    out = shared / "model"
-    with missing(out) as wanted, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "CACHE", cache)
-        # The same seed gives the same weights: no need to make it twice.
-        patch.setattr(checkpoint, "make_synthetic", lambda path: synthetic)
-        if wanted:
-            assert export(["--synthetic", "--out", str(out)]) == 0
-    return out
+    known = {(reference.path, True): reference}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "make_synthetic", lambda path: reference.path)
+        patch.setattr(checkpoint, "load_reference", lambda *asked: known[asked])
+        patch.setattr(parity, "samples", lambda reference, images: samples)
+        assert export(["--synthetic", "--out", str(out)]) == 0
 
 
 @pytest.fixture(scope="session")

@@ -132,8 +132,9 @@ def fill(s3: Any, images: Sequence[bytes], count: int, rng: random.Random) -> li
     """
     broken = {"truncated/": images[0][:-2000], "text/": TEXT, "empty/": b"", "large/": bytes(LARGE)}
     kinds = rng.choices(list(BAD), [share for share, _ in BAD.values()], k=count // 10)
-    kinds += [kind for kind in BAD if kind not in kinds]  # one of each, however few there are
     kinds += rng.choices(list(CHANGES), k=count // 20)
+    # One of each, however few there are.
+    kinds += [kind for kind in (*BAD, *CHANGES, *GOOD) if kind not in kinds]
     kinds = (kinds + rng.choices(list(GOOD), list(GOOD.values()), k=count))[:count]
     picks = [rng.randrange(len(images)) for _ in kinds]
     twice = [kind in GOOD and rng.random() < 0.05 for kind in kinds]

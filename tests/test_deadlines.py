@@ -116,7 +116,6 @@ def test_a_handshake_that_drips(worker: Encoder, server: Slow) -> None:
     until(lambda: server.connections <= before)
 
 
-@pytest.mark.alone
 @pytest.mark.usefixtures("hasty")
 def test_good_objects_keep_their_vectors_wherever_the_others_stand(
     worker: Encoder, photo: bytes
@@ -243,7 +242,6 @@ def test_an_object_that_cannot_be_looked_at_again_is_handed_back_alone(
     assert failed == [{"itemIdentifier": event["Records"][0]["messageId"]}]
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize(
     ("output", "keys"),
     [
@@ -269,7 +267,6 @@ def test_lambda_never_ends_a_batch_whatever_phase_hangs(
     assert failed == [{"itemIdentifier": message} for message in bad]
 
 
-@pytest.mark.alone
 def test_lambda_never_ends_a_batch_whose_objects_hang(
     worker: Encoder, two_seconds: Context
 ) -> None:
@@ -305,7 +302,6 @@ def test_without_lambda_there_is_no_clock() -> None:
         assert Budget.of_request(Config(), context).until == Phases()
 
 
-@pytest.mark.alone
 def test_the_cpu_seconds_of_a_request(encoder: Encoder, photo: bytes) -> None:
     """Images that come when they are spent fail, and those before keep their vectors."""
     slow = with_settings(encoder, request_seconds=0.05, s3_buckets=())
@@ -326,7 +322,6 @@ COSTLY = bombs.png(4000, 2500)
 """0.1 s of CPU."""
 
 
-@pytest.mark.alone
 def test_a_function_with_little_time_answers_what_it_could_encode(
     model_dir: Path, tmp_path: Path, worker: Encoder
 ) -> None:
@@ -379,7 +374,6 @@ def test_a_batch_that_no_time_is_left_for(
         direct.invoke(in_s3("a"), Context(0), worker)
 
 
-@pytest.mark.alone
 def test_the_batch_function_answers_in_time_though_s3_hangs(
     model_dir: Path, tmp_path: Path, server: Slow
 ) -> None:

@@ -145,10 +145,23 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
         checkpoint.load_reference(small)
 
 
+@pytest.fixture(scope="module")
+def custom(synthetic: Path) -> Reference:
+    """The synthetic checkpoint, as a file of one's own."""
+    return checkpoint.load_reference(synthetic)
+
+
+@pytest.fixture
+def loaded(custom: Reference, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Its path, which the export does not load again."""
+    known = {(custom.path, False): custom}
+    monkeypatch.setattr(checkpoint, "load_reference", lambda *asked: known[asked])
+    return str(custom.path)
+
+
 def test_a_file_of_ones_own_is_recorded_as_custom_and_known_by_its_weights(
-    synthetic: Path, reference: Reference
+    custom: Reference, reference: Reference
 ) -> None:
-    custom = checkpoint.load_reference(synthetic)
     assert (custom.weights, custom.sha256) == ("custom", reference.sha256)
 
 
@@ -191,7 +204,7 @@ def test_two_archives_of_the_same_weights_are_one_checkpoint(tmp_path: Path) -> 
 
 
 def test_the_gate_closes_on_a_wrong_graph(
-    synthetic: Path,
+    loaded: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -201,7 +214,7 @@ def test_the_gate_closes_on_a_wrong_graph(
     two = dict(list(images.parity_images().items())[:2])
     monkeypatch.setattr(images, "parity_images", lambda: two)
     out = tmp_path / "model"
-    assert export(["--checkpoint", str(synthetic), "--out", str(out)]) == 1
+    assert export(["--checkpoint", loaded, "--out", str(out)]) == 1
     error = capsys.readouterr().err
     assert "photograph astronaut" in error
     assert "FAILED" in error
@@ -279,14 +292,14 @@ def test_anyone_may_read_the_files(model_dir: Path) -> None:
 
 
 def test_a_new_export_replaces_the_old(
-    model_dir: Path, tmp_path: Path, synthetic: Path, monkeypatch: pytest.MonkeyPatch
+    model_dir: Path, tmp_path: Path, loaded: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "model"
     shutil.copytree(model_dir, out)
     (out / "notes.txt").write_text("precious")
     one = dict(list(images.parity_images().items())[:1])
     monkeypatch.setattr(images, "parity_images", lambda: one)
-    assert export(["--checkpoint", str(synthetic), "--out", str(out)]) == 0
+    assert export(["--checkpoint", loaded, "--out", str(out)]) == 0
     written = {"model.json", "visual.onnx", "visual.onnx.data", "visual.pt"}
     assert {f.name for f in out.iterdir()} == written | {"notes.txt"}
     assert json.loads((out / "model.json").read_text())["weights"] == "custom"

@@ -20,8 +20,10 @@ from handler.model import Model, ModelError
 from tests.conftest import pixels_of
 
 
-def test_both_engines_give_clips_own_vectors(engine: Engine, reference: Reference) -> None:
-    rows = parity.compare([engine], parity.samples(reference, images.parity_images()))
+def test_both_engines_give_clips_own_vectors(
+    engine: Engine, parity_samples: list[parity.Sample]
+) -> None:
+    rows = parity.compare([engine], parity_samples)
     assert all(row.passed for row in rows), parity.table(rows)
     # Far inside the gate's limits, so that a slow drift shows here first.
     assert min(row.cosine for row in rows) > 0.999999

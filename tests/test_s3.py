@@ -327,7 +327,6 @@ def test_boto3_is_imported_to_read_an_object_and_for_nothing_else(
     assert done.returncode == 0, done.stderr.decode()
 
 
-@pytest.mark.alone
 def test_downloads_run_side_by_side_and_while_images_are_encoded(
     here: Encoder, photo: bytes
 ) -> None:

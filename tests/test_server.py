@@ -100,7 +100,6 @@ def is_of(answer: httpx.Response, vector: Embedding) -> bool:
     return answer.status_code == 200 and np.array_equal(np.array(answer.json(), np.float32), vector)
 
 
-@pytest.mark.alone
 def test_32_clients_at_once_get_each_its_own(
     model_dir: Path, tmp_path: Path, encoder: Encoder
 ) -> None:
@@ -205,7 +204,6 @@ def test_clients_that_leave_harm_nobody(model_dir: Path, tmp_path: Path, encoder
         assert "client_disconnected" in service.log
 
 
-@pytest.mark.alone
 def test_who_sends_nothing_or_not_all_delays_nobody(
     model_dir: Path, tmp_path: Path, encoder: Encoder
 ) -> None:
@@ -296,7 +294,6 @@ def test_who_asks_whether_to_send_is_told_to(
         np.testing.assert_array_equal(np.array(json.loads(answer.body), np.float32), vector)
 
 
-@pytest.mark.alone
 def test_where_memory_is_short_the_slowest_goes(
     model_dir: Path, tmp_path: Path, encoder: Encoder
 ) -> None:
@@ -322,7 +319,6 @@ def test_where_memory_is_short_the_slowest_goes(
             assert _answer(connection).code == "not_an_image"
 
 
-@pytest.mark.alone
 def test_large_bodies_in_memory_are_bounded_together(model_dir: Path, tmp_path: Path) -> None:
     with server(model_dir, tmp_path, CLIP_MAX_BODY_BYTES=str(8 * MEGA)) as service:
         service.encode(picture(1))
@@ -338,7 +334,6 @@ def test_large_bodies_in_memory_are_bounded_together(model_dir: Path, tmp_path: 
         assert grown < 60  # 32 MB hold four, and a half; the server has a buffer for each
 
 
-@pytest.mark.alone
 def test_no_work_is_done_for_who_has_left(
     model_dir: Path, tmp_path: Path, encoder: Encoder
 ) -> None:
