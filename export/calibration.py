@@ -58,7 +58,7 @@ class Calibration:
         """Name of each linear layer, in the order of the graph -> its weights, [out, in]."""
         self._inputs = tapped.inputs
         self._pixels = pixels
-        self._session = graph.session(model)
+        self._session = graph.session(model.SerializeToString())
 
     def peaks(self, names: Iterable[str]) -> dict[str, Matrix]:
         """Layer -> the largest magnitude of each channel that it reads: [in]."""

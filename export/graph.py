@@ -233,12 +233,12 @@ def _quick_gelu(g: Graph, x: str) -> str:
     return g.op("Mul", x, g.op("Sigmoid", g.op("Mul", x, g.scalar(1.702))))
 
 
-def session(model: onnx.ModelProto) -> ort.InferenceSession:
-    """The graph, ready to be run on all CPUs."""
+def session(model: bytes) -> ort.InferenceSession:
+    """A serialized graph, ready to be run on all CPUs."""
     options = ort.SessionOptions()
     # Threads that spin while they wait take the CPU from whatever else runs beside the export.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(model.SerializeToString(), options)
+    return ort.InferenceSession(model, options)
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:

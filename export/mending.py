@@ -68,8 +68,9 @@ class Vectors:
     """A graph as a function from pixels to vectors."""
 
     def __init__(self, model: ModelProto) -> None:
-        self.bytes = model.ByteSize()
-        self._session = graph.session(model)
+        serialized = model.SerializeToString()
+        self.bytes = len(serialized)
+        self._session = graph.session(serialized)
 
     def __call__(self, pixels: Pixels, **others: NDArray[np.int64]) -> Matrix:
         """uint8 [n, 224, 224, 3] -> float32 [n, 512]; `others`: further inputs of the graph."""

@@ -50,13 +50,15 @@ EMULATOR = os.environ.get("RIE") or shutil.which("aws-lambda-rie", path=Path(sys
 
 
 LONGEST = (
-    *("test_int8", "test_proof", "test_parity", "test_bombs", "test_export", "test_sandbox"),
-    *("test_server", "test_faults", "test_state_machine", "test_deadlines", "test_soak"),
-    *("test_jpeg_draft", "test_s3", "test_output", "test_batch", "test_requests", "test_template"),
+    *("test_int8", "test_proof", "test_parity", "test_sandbox", "test_export", "test_server"),
+    *("test_state_machine", "test_soak", "test_faults", "test_jpeg_draft", "test_s3"),
+    *("test_batch", "test_output", "test_bombs", "test_deadlines", "test_requests"),
+    "test_template",
 )
 """The files that take longest, which are begun first.
 
 Where two processes share the files, as in ``make test``, neither then waits for the other's last.
+Those with tests that run alone come after all whose tests take long, for which they would wait.
 """
 
 
