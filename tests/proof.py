@@ -612,6 +612,8 @@ def _function(plain: Encoder, log: Path, output: str, rng: random.Random) -> Ite
         pid,
     ):
         client.timeout = httpx.Timeout(600)
+        # It loads the model first: the emulator answers nothing at all for one that dies meanwhile.
+        client.post(INVOKE, json={"action": "health"})
         yield Function(client, pid, rng, lambda event: direct.invoke(event, None, twin))
 
 

@@ -191,13 +191,19 @@ def test_100_batches_that_hang_leave_nothing_behind(
 
 
 def test_a_connection_that_has_served_before_and_now_hangs(
-    worker: Encoder, server: Slow, monkeypatch: pytest.MonkeyPatch
+    worker: Encoder,
+    server: Slow,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     fetch("good", config=worker.config)
     before = server.accepted
     monkeypatch.setattr(aws, "LONGEST", 0.1)
     (outcome,) = fetch("hang", config=worker.config)
-    assert isinstance(outcome.error, SourceUnavailable)
+    late = "source_unavailable: S3 did not deliver the object in time: try again"
+    assert str(outcome.error) == late
+    said = "s3://photos/hang cannot be read: S3 does not answer, or too slowly"
+    assert caplog.messages == [said]
     assert server.accepted == before
     until(no_call_goes_on)
 
