@@ -414,3 +414,22 @@ def test_no_more_is_read_ahead_than_stated(
     for done, outcome in enumerate(fetched, start=1):
         assert outcome.get() == photo
         assert asked == min(done + AHEAD, 4 * AHEAD)
+
+
+@pytest.mark.parametrize(
+    ("failure", "is_logged"),
+    [
+        (calls.Failure("SlowDown", 503, True, "An error occurred: slow down"), True),
+        (calls.Failure("Odd", 400, False, "An error occurred: odd"), True),
+        (calls.Failure("InvalidRequest", 400, False, "An error occurred: its key"), False),
+        (calls.Failure("KMS.DisabledException", 400, False, "An error occurred: off"), False),
+        (calls.Failure("AccessDenied", 403, False, "An error occurred: no"), False),
+    ],
+)
+def test_the_log_says_what_s3_said_where_the_answer_does_not(
+    failure: calls.Failure, is_logged: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where it is clear what would help, the answer says so, and the log stays quiet."""
+    s3._as_clip_error(Source("photos", "a.jpg"), failure)
+    line = f"s3://photos/a.jpg cannot be read: {failure}"
+    assert caplog.messages == ([line] if is_logged else [])
