@@ -85,7 +85,7 @@ image:  ## the Lambda image, clip-image-encoder (WEIGHTS=openai|custom|synthetic
 contents:  ## what the Lambda image holds: every package and its version
 	@$(DOCKER) run --rm --entrypoint python clip-image-encoder -m pip list --path . --format freeze
 
-bench: $(VENV)/.bench  ## measure beside the old way and other engines, 15 minutes (ARGS=--quick: three)
+bench: $(VENV)/.bench  ## measure beside the old way and other engines, 17 minutes (ARGS=--quick: three)
 	-@$(MAKE) --no-print-directory $(RIVALS)/.installed
 	$(BIN)/python -m benchmarks $(ARGS)
 
