@@ -12,7 +12,14 @@ import io
 from contextlib import suppress
 from typing import NoReturn
 
-from PIL import AvifImagePlugin, Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import (
+    AvifImagePlugin,
+    Image,
+    ImageChops,
+    ImageOps,
+    ImageStat,
+    UnidentifiedImageError,
+)
 
 from handler.errors import (
     ClipError,
@@ -142,9 +149,7 @@ def _reduction_shows(image: Image.Image, pixels: Image.Image) -> bool:
     green = image.getchannel("G") if image.mode == "RGB" else image
     halved = green.reduce(2)
     change = ImageChops.difference(pixels.getchannel("G"), preprocess(halved).getchannel("G"))
-    counts = change.histogram()
-    square = sum(count * level**2 for level, count in enumerate(counts)) / sum(counts)
-    return bool(square > REDUCTION_SHOWS**2)
+    return ImageStat.Stat(change).rms[0] > REDUCTION_SHOWS
 
 
 def full_size(image: Image.Image) -> tuple[int, int]:
