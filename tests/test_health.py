@@ -38,6 +38,7 @@ GRAVITON_3 = GRAVITON_2.replace("ssbs", "ssbs i8mm bf16")
         (HASWELL, ["avx2"]),
         (GRAVITON_2, ["asimddp"]),
         (GRAVITON_3, ["asimddp", "i8mm"]),
+        (GRAVITON_2.replace("ssbs", "svei8mm"), ["asimddp"]),  # another word, which has ours in it
         ("processor\t: 0\n", []),
         ("", []),
     ],
