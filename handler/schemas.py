@@ -348,11 +348,11 @@ def read_embedding(value: object, size: int) -> Embedding:
         InvalidField: it is no list of `size` finite numbers, nor base64 of so many, or all are 0.
         InvalidBase64: it is a string, but not base64.
     """
-    vector = np.array(_numbers(value, size), np.float64)
-    largest = np.abs(vector).max()
-    if not 0 < largest < np.inf:  # NaN is neither
+    numbers = np.asarray(_numbers(value, size))
+    if not np.isfinite(numbers).all() or not numbers.any():
         raise InvalidField("the numbers of an embedding must be finite, and not all of them 0")
-    vector /= largest  # so that no square is too large or too small for a float
+    vector = numbers.astype(np.float64)
+    vector /= np.abs(vector).max()  # so that no square is too large or too small for a float
     return (vector / np.linalg.norm(vector)).astype(np.float32)
 
 
