@@ -24,7 +24,9 @@
     │   ├── InvalidImage         invalid_image           422
     │   ├── TruncatedImage       truncated_image         422
     │   ├── ExtremeShape         extreme_shape           422
-    │   └── ImageTooCostly       image_too_costly        422
+    │   ├── ImageTooCostly       image_too_costly        422
+    │   ├── TextTooLong          text_too_long           422
+    │   └── TextTooCostly        text_too_costly         422
     └── ServiceError                                           our fault: it may work later
         ├── InternalError        internal_error          500  yes
         ├── ModelUnhealthy       model_unhealthy         503  yes
@@ -161,6 +163,14 @@ class ExtremeShape(RequestError, code="extreme_shape", status=422):
 
 class ImageTooCostly(RequestError, code="image_too_costly", status=422):
     """Decoding takes more than ``CLIP_DECODE_SECONDS`` or ``CLIP_DECODE_MB``."""
+
+
+class TextTooLong(RequestError, code="text_too_long", status=422):
+    """A text has more characters or more tokens than are read."""
+
+
+class TextTooCostly(RequestError, code="text_too_costly", status=422):
+    """A text is damaged so many times over that repairing it takes too long."""
 
 
 class InternalError(ServiceError, code="internal_error", status=500):
