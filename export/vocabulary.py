@@ -18,6 +18,7 @@ is a string of its own, numbered in the order of the merges: this is checked.
 
 import inspect
 import json
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -32,58 +33,34 @@ def write(directory: Path) -> None:
     Raises:
         ExportError: the clip package's vocabulary is not numbered as described above.
     """
-    (directory / FILE).write_text(json.dumps(vocabulary(), separators=(",", ":")))
+    clip = import_clip()
+    context_length = inspect.signature(clip.tokenize).parameters["context_length"].default
+    vocabulary = of(clip.clip._tokenizer, context_length)
+    (directory / FILE).write_text(json.dumps(vocabulary, separators=(",", ":")))
 
 
-def vocabulary() -> dict[str, Any]:
-    """What `write` writes.
+def of(tokenizer: Any, context_length: int) -> dict[str, Any]:
+    """What `write` writes of `tokenizer`, clip's ``SimpleTokenizer``.
 
     Raises:
         ExportError: as there.
     """
-    clip = import_clip()
-    tokenizer = clip.clip._tokenizer
     ids: dict[str, int] = tokenizer.encoder
-    merges: list[tuple[str, str]] = list(tokenizer.bpe_ranks)
-    written = {
-        "bytes": [ids[tokenizer.byte_encoder[byte]] for byte in range(256)],
-        "first_merge": 512,
-        "merges": [ids[token] for pair in merges for token in pair],
-        "start": ids[START],
-        "end": ids[END],
-        "context_length": inspect.signature(clip.tokenize).parameters["context_length"].default,
-    }
-    check(tokenizer, written)
-    return written
-
-
-def check(tokenizer: Any, written: dict[str, Any]) -> None:
-    """Refuse a vocabulary that `handler.text.tokenizer` would not read as clip does.
-
-    `tokenizer` is clip's ``SimpleTokenizer``, `written` what was made of it.
-
-    Raises:
-        ExportError: a token is not numbered as this module's description says.
-    """
-    ids: dict[str, int] = tokenizer.encoder
-    letters = tokenizer.byte_encoder
-    first = written["first_merge"]
-    pairs = list(tokenizer.bpe_ranks)
+    letters = [tokenizer.byte_encoder[byte] for byte in range(256)]
+    pairs = [(ids[left], ids[right]) for left, right in tokenizer.bpe_ranks]
+    merged = [ids[left + right] for left, right in tokenizer.bpe_ranks]
+    first, end = 512, 512 + len(pairs)
     rules = {
-        "the bytes are the first 256 tokens": sorted(written["bytes"]) == list(range(256)),
+        "the bytes are the first 256 tokens": {ids[letter] for letter in letters}
+        == set(range(256)),
         "those at the end of a word are the next 256": all(
-            ids[letters[byte] + "</w>"] == token + 256
-            for byte, token in enumerate(written["bytes"])
+            ids[letter + "</w>"] == ids[letter] + 256 for letter in letters
         ),
-        "every pair becomes the token of its place in the list": all(
-            ids["".join(pair)] == first + place for place, pair in enumerate(pairs)
-        ),
+        "every pair becomes the token of its place in the list": merged == list(range(first, end)),
         "no pair is of tokens further down the list": all(
-            max(ids[token] for token in pair) < first + place for place, pair in enumerate(pairs)
+            max(pair) < token for pair, token in zip(pairs, merged, strict=True)
         ),
-        "the special tokens come last": [ids[START], ids[END], len(ids)]
-        == [first + len(pairs), first + len(pairs) + 1, first + len(pairs) + 2],
-        "no token has more than 16 bits": len(ids) <= 1 << 16,
+        "the special tokens come last": (ids[START], ids[END], len(ids)) == (end, end + 1, end + 2),
     }
     broken = [rule for rule, holds in rules.items() if not holds]
     if broken:
@@ -91,3 +68,11 @@ def check(tokenizer: Any, written: dict[str, Any]) -> None:
             f"the vocabulary of this clip package is of another kind: that {broken[0]} does not "
             "hold. Install openai-clip 1.0.1"
         )
+    return {
+        "bytes": [ids[letter] for letter in letters],
+        "first_merge": first,
+        "merges": list(chain.from_iterable(pairs)),
+        "start": ids[START],
+        "end": ids[END],
+        "context_length": context_length,
+    }

@@ -31,8 +31,8 @@ That takes 0.15 s at most. A text of ordinary damage is given three or four time
 """
 _WORK_OF_A_CALL = 15
 """What a repair costs beside its characters, in characters: a text may consist of tiny lines."""
-_WORK_OF_A_VARIANT = 8
-"""What ftfy's decoder of UTF-8's variants costs for each place where it finds one, in characters."""
+_WORK_OF_A_VARIANT = 4
+"""What ftfy's decoder of UTF-8's variants costs for each of them that it finds, in characters."""
 _WORK_OF_A_MARK = 4
 """What sorting combining marks costs for each of them, in characters."""
 _LONG_RUN = 64
@@ -64,7 +64,8 @@ def clean(text: str) -> str:
     """
     text = _repair(text)
     text = _unescape(_unescape(text)).strip()
-    return _WHITE_SPACE.sub(" ", text).strip().lower()
+    single_spaced: str = _WHITE_SPACE.sub(" ", text)
+    return single_spaced.strip().lower()
 
 
 class _Work:

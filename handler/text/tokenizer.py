@@ -121,11 +121,14 @@ class Tokenizer:
     def _cut(self, text: str) -> list[str]:
         """The words of a text, cleaned."""
         if _PLAIN.fullmatch(text):
-            return self._words.findall(text.lower())
-        # Imported here, because most texts are plain, and the first of them need not wait for it.
-        from handler.text.cleaning import clean
+            cleaned = text.lower()
+        else:
+            # Imported here, because most texts are plain, and their answers need not wait for it.
+            from handler.text.cleaning import clean
 
-        return self._words.findall(clean(text))
+            cleaned = clean(text)
+        words: list[str] = self._words.findall(cleaned)
+        return words
 
     def _encode(self, word: str) -> Sequence[int]:
         """The tokens of one word."""
@@ -146,8 +149,8 @@ class Tokenizer:
 
 
 def _key(left: Any, right: Any) -> Any:
-    """What a pair of tokens is looked up by: numbers below 65,536, or arrays of them."""
-    return left << 16 | right
+    """What a pair of tokens is looked up by: one number. Takes arrays as well."""
+    return left << 32 | right
 
 
 def _merge_short(ids: list[int], merges: dict[int, int]) -> list[int]:
