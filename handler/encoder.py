@@ -113,9 +113,9 @@ class Encoder:
         Raises:
             ModelUnhealthy: the self-check failed.
         """
+        outcomes: list[Outcome[Embedding]]
         if self.images is None:
             error = NoSuchTower("this service encodes texts only: it has no image tower")
-            outcomes: list[Outcome[Embedding]]
             outcomes = [Outcome(error=image.error or error) for image in images]
         elif self.images.fault:
             raise ModelUnhealthy(
@@ -134,8 +134,9 @@ class Encoder:
         Raises:
             ModelUnhealthy: the text tower cannot be used.
         """
+        outcomes: list[Outcome[Embedding]]
         if self.texts is None:  # then `tokenize` has said so, text by text
-            outcomes: list[Outcome[Embedding]] = [Outcome(error=text.error) for text in texts]
+            outcomes = [Outcome(error=text.error) for text in texts]
         else:
             outcomes = self.texts.encode(texts, budget or Budget())
         cut = sum(text.value.truncated for text in texts if text.value)
