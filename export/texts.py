@@ -241,8 +241,11 @@ def _of_html() -> tuple[tuple[str, str], ...]:
         ("entities that are no characters", "&#1; &#11; &#xFFFE; &#x1F; &#;&#x;&;&&"),
         ("entities of white space", "a&Tab;b&NewLine;c&#32;d&emsp;e&#x2028;f&#28;g"),
         ("entities that become mojibake", "&Atilde;&copy; &acirc;&euro;&trade; caf&#195;&#169;"),
-        ("HTML's source", "<p>fish &amp; chips</p>"),
-        ("HTML's source from the second line on", "&amp;\n<br>&amp;\n&amp;"),
+        ("HTML's source", "<p>fish &amp;amp;amp;amp; chips</p>"),
+        (
+            "HTML's source from the second line on",
+            "&amp;amp;amp;lt;\n<br>&amp;amp;amp;lt;\n&amp;amp;amp;lt;",
+        ),
         ("terminal colours", "\x1b[31mred\x1b[0m \x1b[1;32;40mx \x1b[ \x1b]0;title\x07"),
     )
 
