@@ -9,7 +9,7 @@ from handler import __version__, answers, telemetry
 from handler.budget import Budget
 from handler.encoder import Encoder
 from handler.errors import ClipError
-from handler.http import bodies, openapi
+from handler.http import bodies, openai, openapi
 from handler.http.admission import Admission
 from handler.http.bodies import JSON, OCTETS, Body
 from handler.http.headers import preferred
@@ -34,6 +34,7 @@ def create_app(encoder: Encoder) -> FastAPI:
 def _add_wrappers(app: FastAPI, encoder: Encoder) -> None:
     """Put what stands around every request around it, from the inside out."""
     app.add_middleware(Faults)
+    app.add_middleware(openai.Errors)
     origins = encoder.config.cors_origins
     if origins:
         # Here, so that a cold start without origins does not pay for it.
@@ -84,6 +85,8 @@ def _add_routes(app: FastAPI, encoder: Encoder) -> None:
             return Response(answers.batch_json(outcomes), media_type=JSON)
 
         return await admission.answer(request, encode)
+
+    openai.add_routes(app, encoder, admission)
 
     @app.get("/health", response_model=answers.Health)
     async def health() -> Response:

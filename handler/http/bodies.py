@@ -66,7 +66,7 @@ def read_image(content_type: str, body: Body) -> Image:
     if kind.startswith("image/") or kind == OCTETS:
         return memoryview(body)
     forms = 'multipart/form-data with a field "image", application/json, or the bytes of an image'
-    raise _unread(kind, body, f"{forms} as image/jpeg, image/png or {OCTETS}")
+    raise unread(kind, body, f"{forms} as image/jpeg, image/png or {OCTETS}")
 
 
 def read_images(content_type: str, body: Body, limit: int) -> list[Outcome[Image]]:
@@ -79,10 +79,10 @@ def read_images(content_type: str, body: Body, limit: int) -> list[Outcome[Image
     if kind == JSON:
         request = schemas.validate(schemas.EncodeBatchRequest, body)
         return schemas.read_images(request.images, limit)
-    raise _unread(kind, body, 'multipart/form-data with fields "images", or application/json')
+    raise unread(kind, body, 'multipart/form-data with fields "images", or application/json')
 
 
-def _unread(kind: str, body: Body, forms: str) -> UnsupportedMediaType:
+def unread(kind: str, body: Body, forms: str) -> UnsupportedMediaType:
     """The error for a Content-Type that is not read here, with advice for the likely mistake."""
     came = (
         f"the Content-Type {kind[:64]!r} is not read here" if kind else "there is no Content-Type"

@@ -1,0 +1,125 @@
+"""What the OpenAPI document says of ``/v1/``; imported when somebody asks for the document."""
+
+from http import HTTPStatus
+from typing import Any
+
+from handler.http.openai import ITEM_HELP
+
+Schema = dict[str, Any]
+
+_IMAGE = (  # a real GIF of one pixel, so that the example works when pasted
+    "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
+)
+_TEXT, _WHOLE = {"type": "string"}, {"type": "integer"}
+_NUMBERS = {"type": "array", "items": {"type": "number"}}
+
+
+def _object(**properties: Schema) -> Schema:
+    """An object that has all of these."""
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _constant(value: str) -> Schema:
+    return {"type": "string", "const": value}
+
+
+def _optional(description: str, *values: object) -> Schema:
+    return {"enum": [*values, None], "description": description}
+
+
+_PART = {
+    "anyOf": [
+        _object(type=_constant("text"), text=_TEXT),
+        _object(type=_constant("image_url"), image_url=_object(url=_TEXT)),
+    ]
+}
+_ITEM = {
+    "description": ITEM_HELP,
+    "anyOf": [
+        _TEXT,
+        _object(text=_TEXT),
+        _object(image=_TEXT),
+        _object(content={"type": "array", "minItems": 1, "maxItems": 1, "items": _PART}),
+    ],
+}
+_REQUEST = {
+    "type": "object",
+    "required": ["input"],
+    "properties": {
+        "input": {"anyOf": [_ITEM, {"type": "array", "minItems": 1, "items": _ITEM}]},
+        "model": {"type": ["string", "null"], "description": "an id of `GET /v1/models`"},
+        "encoding_format": _optional(
+            "numbers, the default, or base64 of them as float32, little-endian", "float", "base64"
+        ),
+        "dimensions": {
+            "type": ["integer", "null"],
+            "description": "how many numbers a vector has; there is no choice",
+        },
+        "modality": _optional(
+            "what strings are; by default only `data:image/...` and `s3://...` are images",
+            *("text", "image"),
+        ),
+        "truncate": _optional(
+            "whether a text of more than 77 tokens is cut, and not refused", True, False
+        ),
+    },
+}
+_EXAMPLES = {
+    "a text": {"value": {"model": "ViT-B-32", "input": "a photo of a cat"}},
+    "a text and an image": {
+        "value": {"input": ["a photo of a cat", _IMAGE], "encoding_format": "base64"}
+    },
+}
+
+_EMBEDDING = _object(
+    object=_constant("embedding"), index=_WHOLE, embedding={"anyOf": [_NUMBERS, _TEXT]}
+)
+_EMBEDDINGS = _object(
+    object=_constant("list"),
+    data={"type": "array", "items": _EMBEDDING},
+    model=_TEXT,
+    usage=_object(prompt_tokens=_WHOLE, total_tokens=_WHOLE),
+)
+_MODEL = _object(id=_TEXT, object=_constant("model"), created=_WHOLE, owned_by=_TEXT)
+_MODELS = _object(object=_constant("list"), data={"type": "array", "items": _MODEL})
+_ERROR = _object(
+    error=_object(
+        message=_TEXT,
+        type=_TEXT,
+        param={"type": ["string", "null"], "description": "what is wrong, such as input[3]"},
+        code=_TEXT,
+    )
+)
+
+_HEADERS = {
+    "X-Clip-Fingerprint": "names what made the vectors: images', texts', or both, comma separated",
+    "X-Clip-Truncated": "there if the end of a text was cut off",
+}
+
+
+def describe(document: dict[str, Any]) -> None:
+    """Put into the OpenAPI `document` what the routes of `handler.http.openai` read and answer."""
+    paths = document["paths"]
+    embeddings = paths["/v1/embeddings"]["post"]
+    embeddings["requestBody"] = {
+        "required": True,
+        "content": {"application/json": {"schema": _REQUEST, "examples": _EXAMPLES}},
+    }
+    embeddings["responses"] = _responses(_EMBEDDINGS, 400, 403, 404, 408, 413, 415, 422, 503)
+    embeddings["responses"]["200"]["headers"] = {
+        name: {"description": description, "schema": _TEXT}
+        for name, description in _HEADERS.items()
+    }
+    paths["/v1/models"]["get"]["responses"] = _responses(_MODELS)
+    paths["/v1/models/{model_id}"]["get"]["responses"] = _responses(_MODEL, 404)
+
+
+def _responses(good: Schema, *errors: int) -> dict[str, Any]:
+    schemas = {200: good} | dict.fromkeys(errors, _ERROR)
+    return {
+        str(status): {
+            "description": HTTPStatus(status).phrase,
+            "content": {"application/json": {"schema": schema}},
+        }
+        for status, schema in schemas.items()
+    }
