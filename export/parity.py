@@ -1,14 +1,13 @@
 """The parity gate: every exported engine against ``clip`` itself, image by image, text by text."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
-from handler.text.tokenizer import Tokenizer
 from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
@@ -21,6 +20,7 @@ from handler.engines.torch_clip import import_clip
 from handler.images import sandbox
 from handler.images.wire import SIZE
 from handler.precision import PRECISIONS, Gate
+from handler.text.tokenizer import Tokenizer
 
 FULL = Config(jpeg_draft=0)
 """JPEGs at their full size, as clip decodes them. ``benchmarks/accuracy.py`` measures the rest."""
@@ -109,18 +109,16 @@ def reference_text_embeddings(reference: Reference, tokens: torch.Tensor) -> Emb
     return embeddings
 
 
-def text_samples(
-    reference: Reference, tokenizer: Tokenizer, named: Mapping[str, str]
-) -> list[Sample]:
+def text_samples(reference: Reference, tokenizer: Tokenizer, texts: Iterable[str]) -> list[Sample]:
     """Tokenize every text and encode it with clip."""
     clip = import_clip()
     found = []
-    for name, text in tqdm(named.items(), desc="clip", unit="text"):
+    for text in tqdm(texts, desc="clip", unit="text"):
         theirs = clip.tokenize(text, truncate=True)  # [1, 77]
         ours = tokenizer.tokenize(text, truncate=True).ids
         embedding = reference_text_embeddings(reference, theirs)[0]
         identical = same_tokens(ours, theirs[0].numpy())
-        found.append(Sample(name, ours, identical, embedding, "text"))
+        found.append(Sample(repr(text), ours, identical, embedding, "text"))
     return found
 
 

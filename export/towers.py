@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from handler.text.tokenizer import Tokenizer
+from numpy.typing import NDArray
 from onnx import ModelProto
 from PIL import Image
 
@@ -18,6 +18,7 @@ from export.graph import Inputs, Linear, Weights
 from export.parity import Sample
 from handler.engines import Embedding
 from handler.engines.torch_clip import import_clip
+from handler.text.tokenizer import Tokenizer
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -98,12 +99,18 @@ def text(reference: Reference, directory: Path) -> Source:
         _in_float(checkpoint.text_tower(reference.model)),
         build,
         parity.text_samples(reference, tokenizer, texts.captions()),
-        lambda: [tokenizer.tokenize(text, truncate=True).ids for text in texts.calibration()],
+        lambda: [_cut(tokenizer, text, length) for text, length in texts.calibration()],
         {
             "text": golden,
             "embedding": _floats(parity.reference_text_embeddings(reference, tokens)[0]),
         },
     )
+
+
+def _cut(tokenizer: Tokenizer, text: str, length: int) -> NDArray[np.int32]:
+    """The first tokens of a long text, and its end: [length]."""
+    ids = tokenizer.tokenize(text, truncate=True).ids
+    return np.concatenate([ids[: length - 1], ids[-1:]])
 
 
 def _check_tokens(tokenizer: Tokenizer) -> None:

@@ -126,7 +126,7 @@ FLOORS: tuple[set[str], ...] = (
     {"schemas", "answers"},
     {"encoder"},
     {"health"},
-    {"images"},
+    {"images", "text"},
     {"engines"},
     {"model"},
     {"aws", "budget", "telemetry", "outcome"},
