@@ -105,7 +105,9 @@ class Encoder:
         """
         if self.images is None:
             error = NoSuchTower("this service encodes texts only: it has no image tower")
-            outcomes = [Outcome[Embedding](error=image.error or error) for image in images]
+            outcomes: list[Outcome[Embedding]] = [
+                Outcome(error=image.error or error) for image in images
+            ]
         elif self.images.fault:
             raise ModelUnhealthy(
                 "the model failed its start-up self-check; see /health and the log"
@@ -124,7 +126,7 @@ class Encoder:
             ModelUnhealthy: the text tower cannot be used.
         """
         if self.texts is None:  # then `tokenize` has said so, text by text
-            outcomes = [Outcome[Embedding](error=text.error) for text in texts]
+            outcomes: list[Outcome[Embedding]] = [Outcome(error=text.error) for text in texts]
         else:
             outcomes = self.texts.encode(texts, budget or Budget())
         telemetry.count(texts=len(outcomes), failed=_failed(outcomes))
