@@ -1,6 +1,7 @@
 """The shape of OpenAI's embeddings API, spoken by OpenAI's own client and by LangChain's."""
 
 import base64
+import copy
 import json
 import socket
 import types
@@ -52,12 +53,12 @@ def speaker(client: httpx.Client) -> Iterator[openai.OpenAI]:
         yield speaker
 
 
-def speaker_of(client: httpx.Client) -> openai.OpenAI:
+def speaker_of(client: httpx.Client, max_retries: int = 0) -> openai.OpenAI:
     """OpenAI's client, for the server of `client`."""
     return openai.OpenAI(
         base_url=f"{client.base_url}/v1",
         api_key="none",
-        max_retries=0,
+        max_retries=max_retries,
         http_client=openai.DefaultHttpxClient(trust_env=False),
     )
 
@@ -128,20 +129,20 @@ def test_openais_client_asks_for_base64_by_itself(
 def test_langchain_stores_documents_and_asks_for_them(
     client: httpx.Client, encoder: Encoder, text_vector: Embedding
 ) -> None:
-    embeddings = OpenAIEmbeddings(
-        model="ViT-B-32",
-        base_url=f"{client.base_url}/v1",
-        api_key="none",  # type: ignore[arg-type]  # pydantic makes a secret of it
-        check_embedding_ctx_length=False,
-        chunk_size=2,
-        max_retries=0,
-        http_client=openai.DefaultHttpxClient(trust_env=False),
-    )
-    np.testing.assert_array_equal(
-        np.array(embeddings.embed_query(CAPTION), np.float32), text_vector
-    )
     documents = ["red shoes", CAPTION, "a blue hat"]
-    found = np.array(embeddings.embed_documents(documents), np.float32)
+    with openai.DefaultHttpxClient(trust_env=False) as connections:
+        embeddings = OpenAIEmbeddings(
+            model="ViT-B-32",
+            base_url=f"{client.base_url}/v1",
+            api_key="none",  # type: ignore[arg-type]  # pydantic makes a secret of it
+            check_embedding_ctx_length=False,
+            chunk_size=2,
+            max_retries=0,
+            http_client=connections,
+        )
+        of_query = np.array(embeddings.embed_query(CAPTION), np.float32)
+        found = np.array(embeddings.embed_documents(documents), np.float32)
+    np.testing.assert_array_equal(of_query, text_vector)
     expected = [encoder.encode(encoder.tokenize(text)) for text in documents]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
 
@@ -367,7 +368,7 @@ EMBEDDINGS = "/v1/embeddings"
         ("POST", EMBEDDINGS, b"[1]", JSON, 400, "invalid_json", "not a JSON object: send {"),
         ("POST", EMBEDDINGS, b"[" * 9000, JSON, 400, "invalid_json", "recursion"),
         ("POST", EMBEDDINGS, b"," * 70_000, JSON, 400, "invalid_json", "70,000 values"),
-        ("POST", EMBEDDINGS, b'{"input": "\\ud800"}', JSON, 400, "invalid_json", "surrogate"),
+        ("POST", EMBEDDINGS, b'{"input": "\\ud800"}', JSON, 400, "invalid_json", "hex escape"),
         ("POST", EMBEDDINGS, b"\xff", JSON, 400, "invalid_json", "not JSON"),
         ("POST", EMBEDDINGS, b"a cat", {}, 415, "unsupported_media_type", "application/json"),
         ("POST", f"{EMBEDDINGS}/", b"x", {}, 415, "unsupported_media_type", "no Content-Type"),
@@ -397,25 +398,25 @@ def test_a_body_that_is_too_large(encoder: Encoder) -> None:
     assert (answer.status_code, error_of(answer)["code"]) == (413, "body_too_large")
 
 
-def test_a_busy_service_says_when_to_try_again(encoder: Encoder) -> None:
-    with serve(with_settings(encoder, max_pending=0)) as client:
-        answer = post(client, input="a")
-        with speaker_of(client) as speaker, pytest.raises(openai.InternalServerError) as caught:
-            speaker.embeddings.create(model="ViT-B-32", input="a")
-    assert (answer.status_code, error_of(answer)["code"]) == (503, "overloaded")
+def test_what_may_work_later_is_tried_again_by_openais_client(
+    encoder: Encoder, data_uri: str
+) -> None:
+    unhealthy = with_settings(encoder)
+    unhealthy.images = copy.copy(encoder.images)
+    assert unhealthy.images
+    unhealthy.images.fault = "as a self-check would say"
+    with serve(unhealthy) as client:
+        answer = post(client, input=data_uri)
+        with (
+            speaker_of(client, max_retries=1) as speaker,
+            pytest.raises(openai.InternalServerError) as caught,
+        ):
+            speaker.embeddings.create(model="ViT-B-32", input=data_uri)
+    error = error_of(answer)
+    assert (answer.status_code, error["code"]) == (503, "model_unhealthy")
     assert answer.headers["retry-after"] == "1"
-    assert (caught.value.code, caught.value.type) == ("overloaded", "server_error")
-
-
-def test_openais_client_tries_again_when_it_may(encoder: Encoder) -> None:
-    """Its own retries, with the wait that the answer asks for."""
-    with (
-        serve(with_settings(encoder, max_pending=0)) as client,
-        speaker_of(client).with_options(max_retries=1) as speaker,
-        pytest.raises(openai.InternalServerError) as caught,
-    ):
-        speaker.embeddings.create(model="ViT-B-32", input="a")
-    assert caught.value.response.request.headers["x-stainless-retry-count"] == "1"
+    assert (caught.value.code, caught.value.type) == ("model_unhealthy", "server_error")
+    assert caught.value.request.headers["x-stainless-retry-count"] == "1"
 
 
 def test_a_fault_of_ours_tells_nothing(
@@ -502,4 +503,3 @@ def test_the_document_has_the_routes_with_examples_that_work(client: httpx.Clien
         assert content["schema"]["properties"]["error"]["required"] == [
             *("message", "type", "param", "code")
         ]
-    assert paths["/v1/models"]["get"]["responses"].keys() == {"200"}

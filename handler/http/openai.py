@@ -38,6 +38,7 @@ from handler.errors import (
     TooManyTexts,
 )
 from handler.http import bodies
+from handler.http import openai_docs as docs
 from handler.http.admission import Admission
 from handler.http.bodies import JSON, Body
 from handler.http.headers import parameters
@@ -69,17 +70,17 @@ def add_routes(app: FastAPI, encoder: Encoder, admission: Admission) -> None:
     """Add the paths of this API. What is wrong, `Errors` tells in its shape."""
     model = encoder.model
 
-    @app.post("/v1/embeddings")
+    @app.post("/v1/embeddings", openapi_extra=docs.REQUEST, responses=docs.EMBEDDINGS)
     async def embeddings(request: Request) -> Response:
         """Encode texts and images, in the shape of OpenAI's API; one bad item fails the request."""
         return await admission.answer(request, partial(_embed, encoder, request))
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", responses=docs.MODELS)
     async def models() -> Response:
         """List the one model that there is, in the shape of OpenAI's API."""
         return JSONResponse({"object": "list", "data": [_model_card(model)]})
 
-    @app.get("/v1/models/{model_id:path}")
+    @app.get("/v1/models/{model_id:path}", responses=docs.MODEL)
     async def one_model(model_id: str) -> Response:
         """Describe the model of this id, in the shape of OpenAI's API."""
         _check_model(model_id, model)

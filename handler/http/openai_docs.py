@@ -1,9 +1,10 @@
-"""What the OpenAPI document says of ``/v1/``; imported when somebody asks for the document."""
+"""What the OpenAPI document says of the routes in `handler.http.openai`.
+
+It is written out, because models of pydantic would be compiled at every cold start.
+"""
 
 from http import HTTPStatus
 from typing import Any
-
-from handler.http.openai import ITEM_HELP
 
 Schema = dict[str, Any]
 
@@ -34,7 +35,8 @@ _PART = {
     ]
 }
 _ITEM = {
-    "description": ITEM_HELP,
+    "description": "a text or an image; a string is a text, unless it begins with `data:image/` or "
+    "`s3://`, and so is an image",
     "anyOf": [
         _TEXT,
         _object(text=_TEXT),
@@ -91,35 +93,36 @@ _ERROR = _object(
     )
 )
 
+_ERRORS = (400, 403, 404, 408, 413, 415, 422, 503)
 _HEADERS = {
     "X-Clip-Fingerprint": "names what made the vectors: images', texts', or both, comma separated",
     "X-Clip-Truncated": "there if the end of a text was cut off",
 }
 
-
-def describe(document: dict[str, Any]) -> None:
-    """Put into the OpenAPI `document` what the routes of `handler.http.openai` read and answer."""
-    paths = document["paths"]
-    embeddings = paths["/v1/embeddings"]["post"]
-    embeddings["requestBody"] = {
-        "required": True,
-        "content": {"application/json": {"schema": _REQUEST, "examples": _EXAMPLES}},
-    }
-    embeddings["responses"] = _responses(_EMBEDDINGS, 400, 403, 404, 408, 413, 415, 422, 503)
-    embeddings["responses"]["200"]["headers"] = {
-        name: {"description": description, "schema": _TEXT}
-        for name, description in _HEADERS.items()
-    }
-    paths["/v1/models"]["get"]["responses"] = _responses(_MODELS)
-    paths["/v1/models/{model_id}"]["get"]["responses"] = _responses(_MODEL, 404)
+Responses = dict[int | str, dict[str, Any]]
+"""What FastAPI takes as ``responses`` of a route."""
 
 
-def _responses(good: Schema, *errors: int) -> dict[str, Any]:
-    schemas = {200: good} | dict.fromkeys(errors, _ERROR)
+def _responses(good: Schema) -> Responses:
+    schemas = {200: good} | dict.fromkeys(_ERRORS, _ERROR)
     return {
-        str(status): {
+        status: {
             "description": HTTPStatus(status).phrase,
             "content": {"application/json": {"schema": schema}},
         }
         for status, schema in schemas.items()
     }
+
+
+REQUEST = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": _REQUEST, "examples": _EXAMPLES}},
+    }
+}
+EMBEDDINGS = _responses(_EMBEDDINGS)
+EMBEDDINGS[200]["headers"] = {
+    name: {"description": description, "schema": _TEXT} for name, description in _HEADERS.items()
+}
+MODELS = _responses(_MODELS)
+MODEL = _responses(_MODEL)
