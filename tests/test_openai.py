@@ -64,13 +64,15 @@ def speaker_of(client: httpx.Client, max_retries: int = 0) -> openai.OpenAI:
 
 
 @pytest.fixture(scope="module")
-def text_vector(encoder: Encoder) -> Embedding:
-    return encoder.encode(encoder.tokenize(CAPTION))
+def text_vector(client: httpx.Client) -> Embedding:
+    answer = client.post("/encode_text", json={"text": CAPTION})
+    return np.array(answer.json(), np.float32)
 
 
 @pytest.fixture(scope="module")
-def image_vector(encoder: Encoder, photo: bytes) -> Embedding:
-    return encoder.encode(photo)
+def image_vector(client: httpx.Client, photo: bytes) -> Embedding:
+    answer = client.post("/encode_image", content=photo, headers={"content-type": "image/jpeg"})
+    return np.array(answer.json(), np.float32)
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ Only the shape of requests and answers is made here. The vectors are those of ``
 
 import base64
 import json
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -35,13 +34,11 @@ from handler.errors import (
     InvalidJson,
     MissingField,
     ModelNotFound,
-    TooManyTexts,
 )
 from handler.http import bodies
-from handler.http import openai_docs as docs
 from handler.http.admission import Admission
-from handler.http.bodies import JSON, Body
-from handler.http.headers import parameters
+from handler.http.bodies import Body
+from handler.http.headers import own_headers
 from handler.http.requests import own_path
 from handler.images.s3 import Image
 from handler.images.strings import read_string
@@ -57,11 +54,6 @@ ITEM_HELP = (
     'a string, {"text": "..."}, {"image": "<base64, data: or s3://>"}, or {"content": [...]} with '
     'one part, {"type": "text", "text": "..."} or {"type": "image_url", "image_url": {"url": ...}}'
 )
-MOST_VALUES = 2**16
-"""About, in one body: a comma of a text counts as one too, and 256 texts may have many. Parsing
-makes an object of a hundred bytes of each at most."""
-
-_URL = re.compile(r"\s*https?://\S*\s*", re.IGNORECASE)
 
 T = TypeVar("T")
 
@@ -70,17 +62,17 @@ def add_routes(app: FastAPI, encoder: Encoder, admission: Admission) -> None:
     """Add the paths of this API. What is wrong, `Errors` tells in its shape."""
     model = encoder.model
 
-    @app.post("/v1/embeddings", openapi_extra=docs.REQUEST, responses=docs.EMBEDDINGS)
+    @app.post("/v1/embeddings")
     async def embeddings(request: Request) -> Response:
         """Encode texts and images, in the shape of OpenAI's API; one bad item fails the request."""
         return await admission.answer(request, partial(_embed, encoder, request))
 
-    @app.get("/v1/models", responses=docs.MODELS)
+    @app.get("/v1/models")
     async def models() -> Response:
         """List the one model that there is, in the shape of OpenAI's API."""
         return JSONResponse({"object": "list", "data": [_model_card(model)]})
 
-    @app.get("/v1/models/{model_id:path}", responses=docs.MODEL)
+    @app.get("/v1/models/{model_id:path}")
     async def one_model(model_id: str) -> Response:
         """Describe the model of this id, in the shape of OpenAI's API."""
         _check_model(model_id, model)
@@ -103,10 +95,9 @@ def _embed(encoder: Encoder, request: Request, content_type: str, body: Body) ->
     def tokenized(item: str | Image) -> Item:
         return encoder.tokenize(item, options.truncate, budget) if isinstance(item, str) else item
 
-    # An item that cannot be encoded is found before any work is done on the others.
-    items = _values(request, places, [item.then(tokenized) for item in found])
-    outcomes = encoder.encode_all([Outcome(item) for item in items], budget)
-    vectors = _values(request, places, outcomes)
+    items = [item.then(tokenized) for item in found]
+    _values(request, places, items)  # so that no work is done where one is bad already
+    vectors = _values(request, places, encoder.encode_all(items, budget))
     return _answer(encoder, options, items, vectors)
 
 
@@ -141,12 +132,8 @@ def _read_fields(content_type: str, body: Body) -> dict[str, Any]:
         UnsupportedMediaType: it is not sent as JSON.
         InvalidJson: it is not a JSON object, or holds far too much.
     """
-    kind, _ = parameters(content_type)
-    if kind != JSON:
-        raise bodies.unread(kind, body, JSON)
-    values = body.count(b",") + body.count(b"{") + body.count(b"[")
-    if values > MOST_VALUES:
-        raise InvalidJson(f"the body holds {values:,} values, far more than a request needs")
+    bodies.check_json(content_type, EXAMPLE)
+    schemas.check_values(body, schemas.OfTexts.most_values)
     try:
         fields = from_json(body)
     except ValueError as error:
@@ -195,11 +182,7 @@ def _read_input(given: object, options: Options, config: Config) -> list[Outcome
     if not listed:
         raise InvalidField(f"the field 'input' is an empty list: send {EXAMPLE}")
     items = [Outcome.of(partial(_read_item, item, options.modality)) for item in listed]
-    texts = sum(isinstance(item.value, str) for item in items)
-    if texts > config.max_texts:
-        raise TooManyTexts(
-            f"{texts} texts in one request, the limit is {config.max_texts}: send several requests"
-        )
+    schemas.check_text_count(sum(isinstance(item.value, str) for item in items), config.max_texts)
     schemas.check_count(sum(isinstance(item.value, Image) for item in items), config.max_images)
     return items
 
@@ -238,12 +221,18 @@ def _read_string(string: str, modality: str | None) -> str | Image:
         return string
     if modality == "image" or string.startswith(("data:image/", "s3://")):
         return read_string(string)
-    if _URL.fullmatch(string):
+    if _is_url(string):
         raise InvalidField(
             "URLs are not fetched: send the image itself as data:image/..., or s3://bucket/key. "
             'To encode the URL as a text, send {"text": "..."}'
         )
     return string
+
+
+def _is_url(string: str) -> bool:
+    """Whether a string is the address of something in the web, and nothing else."""
+    words = string.split(maxsplit=1)
+    return len(words) == 1 and words[0][:8].lower().startswith(("http://", "https://"))
 
 
 def _check_model(asked: object, model: Model) -> None:
@@ -269,11 +258,14 @@ def _values(request: Request, places: Sequence[str], outcomes: Sequence[Outcome[
 
 
 def _answer(
-    encoder: Encoder, options: Options, items: Sequence[Item], vectors: Sequence[Embedding]
+    encoder: Encoder,
+    options: Options,
+    items: Sequence[Outcome[Item]],
+    vectors: Sequence[Embedding],
 ) -> Response:
     """The vectors of `items`, and headers that say what made them and whether a text was cut."""
     write = _to_base64 if options.as_base64 else answers.to_floats
-    texts = [item for item in items if isinstance(item, Tokens)]
+    texts = [item.value for item in items if isinstance(item.value, Tokens)]
     tokens = sum(len(text.ids) for text in texts)
     body = {
         "object": "list",
@@ -284,25 +276,13 @@ def _answer(
         "model": _model_id(encoder.model),
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-    headers = {"X-Clip-Fingerprint": _fingerprints(encoder, items)}
-    if any(text.truncated for text in texts):
-        headers["X-Clip-Truncated"] = "true"
-    return JSONResponse(body, headers=headers)
+    was_cut = any(text.truncated for text in texts)
+    return JSONResponse(body, headers=own_headers(encoder.fingerprints(items), was_cut))
 
 
 def _to_base64(embedding: Embedding) -> str:
     """float32 [512] -> base64 of 2,048 bytes, little-endian."""
     return base64.b64encode(answers.to_bytes(embedding)).decode()
-
-
-def _fingerprints(encoder: Encoder, items: Sequence[Item]) -> str:
-    """What made the vectors of `items`: one fingerprint for each tower that was used."""
-    fingerprints = []
-    if encoder.images and any(isinstance(item, Image) for item in items):
-        fingerprints.append(encoder.images.fingerprint)
-    if encoder.texts and any(isinstance(item, Tokens) for item in items):
-        fingerprints.append(encoder.texts.fingerprint or "")
-    return ", ".join(fingerprints)
 
 
 def _model_id(model: Model) -> str:

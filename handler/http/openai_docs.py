@@ -1,16 +1,16 @@
 """What the OpenAPI document says of the routes in `handler.http.openai`.
 
-It is written out, because models of pydantic would be compiled at every cold start.
+It is written out and not made of models: unlike ours, these routes take almost anything.
 """
 
-from http import HTTPStatus
+from collections.abc import Mapping
 from typing import Any
+
+from handler.http.openai import ITEM_HELP
+from handler.http.openapi import ERRORS, FINGERPRINT, IMAGE, TRUNCATED
 
 Schema = dict[str, Any]
 
-_IMAGE = (  # a real GIF of one pixel, so that the example works when pasted
-    "data:image/gif;base64,R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
-)
 _TEXT, _WHOLE = {"type": "string"}, {"type": "integer"}
 _NUMBERS = {"type": "array", "items": {"type": "number"}}
 
@@ -35,8 +35,7 @@ _PART = {
     ]
 }
 _ITEM = {
-    "description": "a text or an image; a string is a text, unless it begins with `data:image/` or "
-    "`s3://`, and so is an image",
+    "description": ITEM_HELP,
     "anyOf": [
         _TEXT,
         _object(text=_TEXT),
@@ -69,7 +68,10 @@ _REQUEST = {
 _EXAMPLES = {
     "a text": {"value": {"model": "ViT-B-32", "input": "a photo of a cat"}},
     "a text and an image": {
-        "value": {"input": ["a photo of a cat", _IMAGE], "encoding_format": "base64"}
+        "value": {
+            "input": ["a photo of a cat", f"data:image/png;base64,{IMAGE}"],
+            "encoding_format": "base64",
+        }
     },
 }
 
@@ -93,36 +95,29 @@ _ERROR = _object(
     )
 )
 
-_ERRORS = (400, 403, 404, 408, 413, 415, 422, 503)
-_HEADERS = {
-    "X-Clip-Fingerprint": "names what made the vectors: images', texts', or both, comma separated",
-    "X-Clip-Truncated": "there if the end of a text was cut off",
-}
 
-Responses = dict[int | str, dict[str, Any]]
-"""What FastAPI takes as ``responses`` of a route."""
-
-
-def _responses(good: Schema) -> Responses:
-    schemas = {200: good} | dict.fromkeys(_ERRORS, _ERROR)
-    return {
-        status: {
-            "description": HTTPStatus(status).phrase,
-            "content": {"application/json": {"schema": schema}},
-        }
-        for status, schema in schemas.items()
-    }
-
-
-REQUEST = {
-    "requestBody": {
+def complete(document: dict[str, Any]) -> dict[str, Any]:
+    """The OpenAPI document, with what the routes of OpenAI's API read and answer."""
+    paths = document["paths"]
+    embeddings = paths["/v1/embeddings"]["post"]
+    embeddings["requestBody"] = {
         "required": True,
         "content": {"application/json": {"schema": _REQUEST, "examples": _EXAMPLES}},
     }
-}
-EMBEDDINGS = _responses(_EMBEDDINGS)
-EMBEDDINGS[200]["headers"] = {
-    name: {"description": description, "schema": _TEXT} for name, description in _HEADERS.items()
-}
-MODELS = _responses(_MODELS)
-MODEL = _responses(_MODEL)
+    embeddings["responses"] = _responses(_EMBEDDINGS, ERRORS)
+    embeddings["responses"]["200"]["headers"] = FINGERPRINT | TRUNCATED
+    paths["/v1/models"]["get"]["responses"] = _responses(_MODELS, {})
+    paths["/v1/models/{model_id}"]["get"]["responses"] = _responses(
+        _MODEL, {404: "There is no such model"}
+    )
+    return document
+
+
+def _responses(good: Schema, errors: Mapping[int, str]) -> dict[str, Any]:
+    """What an answer is like, and each of the errors that may come in its place."""
+    told = {"200": _answer("Done", good)}
+    return told | {str(status): _answer(text, _ERROR) for status, text in errors.items()}
+
+
+def _answer(description: str, schema: Schema) -> dict[str, Any]:
+    return {"description": description, "content": {"application/json": {"schema": schema}}}

@@ -117,7 +117,8 @@ class TextTower:
 
         def encode() -> Embedding:
             ids = tokenizer.tokenize(golden.input.decode()).ids
-            return self._infer(engine, ids[None], Budget())[0]
+            embedding: Embedding = self._infer(engine, ids[None], Budget())[0]
+            return embedding
 
         self.fault = self_check(self.name, engine.precision, golden.embedding, encode)
         return Loaded(tokenizer, engine)
