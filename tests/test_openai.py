@@ -466,11 +466,7 @@ def test_a_head_has_no_body(client: httpx.Client) -> None:
 
 def test_on_lambda(main: types.ModuleType, text_vector: Embedding) -> None:
     def invoke(**fields: object) -> dict[str, Any]:
-        request = event("http_api_raw")
-        for place in (request, request["requestContext"]["http"]):
-            place["path"] = place["rawPath"] = "/v1/embeddings"
-        request["headers"]["content-type"] = "application/json"
-        request |= {"body": json.dumps(fields), "isBase64Encoded": False}
+        request = event("http_api_openai") | {"body": json.dumps(fields), "isBase64Encoded": False}
         answer: dict[str, Any] = main.handler(request, None)
         return answer
 
