@@ -28,13 +28,7 @@ from handler.budget import Budget
 from handler.config import Config
 from handler.encoder import Encoder, Item
 from handler.engines import Embedding
-from handler.errors import (
-    ClipError,
-    InvalidField,
-    InvalidJson,
-    MissingField,
-    ModelNotFound,
-)
+from handler.errors import ClipError, InvalidField, InvalidJson, MissingField, ModelNotFound
 from handler.http import bodies
 from handler.http.admission import Admission
 from handler.http.bodies import Body
@@ -88,9 +82,8 @@ def _embed(encoder: Encoder, request: Request, content_type: str, body: Body) ->
     given = fields.get("input")
     with _about(request, "input"):
         found = _read_input(given, options, config)
-    places = [f"input[{index}]" for index in range(len(found))]
-    if not isinstance(given, list):
-        places = ["input"]
+    is_list = isinstance(given, list)
+    places = [f"input[{index}]" if is_list else "input" for index in range(len(found))]
 
     def tokenized(item: str | Image) -> Item:
         return encoder.tokenize(item, options.truncate, budget) if isinstance(item, str) else item
