@@ -166,6 +166,16 @@ class Encoder:
             outcomes |= zip(images, self.encode_images(files, budget), strict=True)
         return list(outcomes.values())
 
+    def fingerprints(self, items: Sequence[Outcome[Item]]) -> list[str]:
+        """Name what makes the vectors of `items`: of the images among them, then of the texts."""
+        values = [item.value for item in items]
+        found = []
+        if self.images and any(isinstance(value, Image) for value in values):
+            found.append(self.images.fingerprint)
+        if self.texts and self.texts.fingerprint and any(isinstance(v, Tokens) for v in values):
+            found.append(self.texts.fingerprint)
+        return found
+
 
 def _is_image(value: object) -> bool:
     return isinstance(value, Image)

@@ -6,6 +6,7 @@ What would be a wrong answer is judged here, beside the exception; what would be
 a lack of memory is judged by whoever drives it.
 """
 
+import base64
 import dataclasses
 import json
 import os
@@ -110,7 +111,7 @@ class Worker:
             return status, "http_error" if status != 200 else ""
         body = json.loads(answer["body"])
         if status != 200:
-            return status, body["code"]
+            return status, body.get("error", body)["code"]  # OpenAI's shape, or ours
         _check_answer(body)
         return 200, ""
 
@@ -139,6 +140,8 @@ def _check_answer(answer: Any) -> None:
                 _check_vector(vector)
     elif "probabilities" in answer:
         _check_ranking(answer)
+    elif "usage" in answer:
+        _check_in_openais_shape(answer)
     elif not {"fingerprint", "openapi", "results", "batchItemFailures", "written"} & set(answer):
         raise Wrong(f"an answer of unknown form: {list(answer)[:5]}")
 
@@ -159,6 +162,14 @@ def _check_ranking(answer: Any) -> None:
         numbers = [number for number in row if number is not None]
         if numbers and not abs(sum(numbers) - 1) < 1e-5:
             raise Wrong(f"probabilities that add up to {sum(numbers)}")
+
+
+def _check_in_openais_shape(answer: Any) -> None:
+    for entry in answer["data"]:
+        vector = entry["embedding"]
+        if isinstance(vector, str):
+            vector = np.frombuffer(base64.b64decode(vector), "<f4")
+        _check_vector(vector)
 
 
 def _check_vector(vector: Any) -> None:
