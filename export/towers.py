@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from handler.text.tokenizer import Tokenizer
 from onnx import ModelProto
 from PIL import Image
 
@@ -18,6 +17,7 @@ from export.graph import Inputs, Linear, Weights
 from export.parity import Sample
 from handler.engines import Embedding
 from handler.engines.torch_clip import import_clip
+from handler.text.tokenizer import Tokenizer
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -58,6 +58,7 @@ def image(reference: Reference) -> Source:
         raise ExportError(
             f"this clip normalises with {normalize.mean}, {normalize.std}: not OpenAI's"
         )
+    side = reference.architecture.resolution
     golden = images.golden_image()
     picture = Image.open(io.BytesIO(golden))
 
@@ -69,8 +70,8 @@ def image(reference: Reference) -> Source:
         "image",
         _in_float(reference.model.visual.state_dict()),
         build,
-        parity.samples(reference, images.parity_images()),
-        images.calibration_pixels,
+        parity.samples(reference, images.parity_images(side)),
+        lambda: images.calibration_pixels(side),
         {
             "image": base64.b64encode(golden).decode(),
             "embedding": _floats(parity.reference_embedding(reference, picture)),

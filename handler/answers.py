@@ -51,7 +51,7 @@ class Health(BaseModel):
 
 
 def to_json(embedding: Embedding) -> str:
-    """float32 [512] -> a JSON array of the shortest decimals that give the same float32 back."""
+    """float32 [size] -> a JSON array of the shortest decimals that give the same float32 back."""
     return f"[{','.join(map(str, embedding))}]"
 
 
@@ -62,7 +62,7 @@ def to_floats(embedding: Embedding) -> list[float]:
 
 
 def to_bytes(embedding: Embedding) -> bytes:
-    """float32 [512] -> 2,048 bytes, little-endian."""
+    """float32 [size] -> four bytes a number, little-endian: 2,048 of ViT-B/32's 512 numbers."""
     return embedding.astype("<f4").tobytes()
 
 

@@ -37,7 +37,6 @@ from handler.engines import Engine, Pixels
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.http.app import create_app
 from handler.images import sandbox
-from handler.images.wire import SIZE
 from handler.model import Model
 
 if TYPE_CHECKING:
@@ -46,6 +45,8 @@ if TYPE_CHECKING:
     from tests.slow import Slow
 
 ROOT = Path(__file__).parent.parent
+SIDE = 224
+"""Of the square that ViT-B/32 sees, which is the model of all tests but those of the others."""
 EMULATOR = os.environ.get("RIE") or shutil.which("aws-lambda-rie", path=Path(sys.executable).parent)
 
 
@@ -132,7 +133,7 @@ def parity_samples(reference: "Reference", shared: Path) -> list["Sample"]:
     path = shared / "samples.pickle"
     with missing(path) as wanted:
         if wanted:
-            path.write_bytes(pickle.dumps(parity.samples(reference, images.parity_images())))
+            path.write_bytes(pickle.dumps(parity.samples(reference, images.parity_images(SIDE))))
     samples: list[Sample] = pickle.loads(path.read_bytes())
     return samples
 
@@ -185,18 +186,18 @@ def config(model_dir: Path) -> Config:
 
 @pytest.fixture(scope="session")
 def encoder(config: Config, model: Model) -> Iterator[Encoder]:
-    decoder = sandbox.start(config)
+    decoder = sandbox.start(config, SIDE)
     yield Encoder(OnnxCpuEngine(model, threads=2), model, config, decoder)
     decoder.close()
 
 
-def pixels_of(data: bytes, config: Config | None = None) -> Pixels:
-    """What the service makes of an image file, in this process: uint8 RGB [224, 224, 3].
+def pixels_of(data: bytes, config: Config | None = None, side: int = SIDE) -> Pixels:
+    """What the service makes of an image file, in this process: uint8 RGB [side, side, 3].
 
     Raises as `handler.images.sandbox.Decoder.decode`.
     """
-    decoded = sandbox.Unconfined().decode(data, config or Config(), lambda _: None)
-    return np.frombuffer(decoded.pixels, np.uint8).reshape(SIZE, SIZE, 3)
+    decoded = sandbox.Unconfined(side).decode(data, config or Config(), lambda _: None)
+    return np.frombuffer(decoded.pixels, np.uint8).reshape(side, side, 3)
 
 
 def with_settings(encoder: Encoder, **settings: Any) -> Encoder:

@@ -71,7 +71,7 @@ class TorchClipEngine:
     def encode(self, inputs: Pixels | TokenIds) -> Embeddings:
         """See `Engine.encode`."""
         x = torch.tensor(inputs, device=self.device)  # a copy: pixels may be read-only
-        x = self._encode(x).float()  # [n, 512]
+        x = self._encode(x).float()  # [n, embedding size]
         embeddings: Embeddings = (x / x.norm(dim=-1, keepdim=True)).cpu().numpy()
         return embeddings
 
@@ -81,7 +81,7 @@ State = Mapping[str, torch.Tensor]
 
 
 def _image_tower(model: Model, state: State, device: str) -> Encode:
-    """uint8 [n, side, side, 3] -> [n, 512], by clip's ``VisionTransformer``."""
+    """uint8 [n, side, side, 3] -> [n, embedding size], by clip's ``VisionTransformer``."""
     import_clip()
     from clip.model import VisionTransformer
 
@@ -104,7 +104,7 @@ def _image_tower(model: Model, state: State, device: str) -> Encode:
 
 
 def _text_tower(model: Model, state: State, device: str) -> Encode:
-    """int32 [n, t] -> [n, 512], by clip's ``encode_text``, which takes 77 tokens of each text."""
+    """int32 [n, t] -> [n, embedding size], by clip's ``encode_text``, which takes 77 tokens."""
     import_clip()
     from clip.model import CLIP
 

@@ -18,10 +18,12 @@ from handler.http.requests import Addresses, Faults, Heads, LogLines, error_resp
 
 def create_app(encoder: Encoder) -> FastAPI:
     """Build the service around a loaded encoder."""
+    model = encoder.model
     app = FastAPI(
         title="CLIP image encoder",
         version=__version__,
-        description="An image in, OpenAI CLIP ViT-B/32's embedding out: 512 numbers, of length 1.",
+        description=f"An image in, OpenAI CLIP {model.name}'s embedding out: "
+        f"{model.embedding_size} numbers, of length 1.",
         responses=openapi.ERRORS,
         redirect_slashes=False,  # `Addresses` leaves a slash at the end out
     )
@@ -53,8 +55,9 @@ def _add_wrappers(app: FastAPI, encoder: Encoder) -> None:
 
 def _add_routes(app: FastAPI, encoder: Encoder) -> None:
     config, admission = encoder.config, Admission(encoder.config)
+    embedding_answer = openapi.embedding(encoder.model.embedding_size)
 
-    @app.post("/encode_image", openapi_extra=openapi.ENCODE_IMAGE, responses=openapi.EMBEDDING)
+    @app.post("/encode_image", openapi_extra=openapi.ENCODE_IMAGE, responses=embedding_answer)
     async def encode_image(request: Request) -> Response:
         """Encode one image: as multipart field `image`, as base64 in JSON, in S3, or as the raw
         body.

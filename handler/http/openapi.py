@@ -59,24 +59,26 @@ ENCODE_IMAGES = _bodies(
     }
 )
 
-EMBEDDING: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "512 numbers of unit length; float32 bytes, little-endian, if `Accept` asks",
-        "content": {
-            "application/json": {
-                "schema": {
-                    "type": "array",
-                    "items": {"type": "number"},
-                    "minItems": 512,
-                    "maxItems": 512,
-                }
-            },
-            "application/octet-stream": {"schema": _FILE},
-        },
-    }
-}
+Answers = dict[int | str, dict[str, Any]]
+"""Status -> what an answer of that status holds, as FastAPI takes it."""
 
-ERRORS: dict[int | str, dict[str, Any]] = {
+
+def embedding(size: int) -> Answers:
+    """The answer that is one vector of `size` numbers."""
+    numbers = {"type": "array", "items": {"type": "number"}, "minItems": size, "maxItems": size}
+    return {
+        200: {
+            "description": f"{size} numbers of unit length; float32 bytes, little-endian, "
+            "if `Accept` asks",
+            "content": {
+                "application/json": {"schema": numbers},
+                "application/octet-stream": {"schema": _FILE},
+            },
+        }
+    }
+
+
+ERRORS: Answers = {
     status: {"model": ErrorBody, "description": text}
     for status, text in {
         400: "The request cannot be read",
