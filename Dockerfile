@@ -40,23 +40,26 @@ RUN case "$TORCH" in \
 FROM torch AS export
 ARG WEIGHTS=openai
 ARG PROFILE=exact
+ARG MODEL=ViT-B/32
 COPY handler/ handler/
 COPY export/ export/
-# The pattern makes the checkpoint optional: where it lies in the context nothing is downloaded.
-COPY requirements-torch.txt ViT-B-32.p[t] ./
-RUN mkdir -p ~/.cache/clip && if [ -f ViT-B-32.pt ]; then ln -s "$PWD/ViT-B-32.pt" ~/.cache/clip/; fi; \
+# The pattern makes the checkpoint optional: where it lies in the context nothing is downloaded. OpenAI's file of
+# ViT-L/14@336px is called ViT-L-14-336px.pt.
+COPY requirements-torch.txt ViT-*.p[t] ./
+RUN checkpoint="$(echo "$MODEL" | tr '/@' '--').pt"; \
+    mkdir -p ~/.cache/clip && if [ -f "$checkpoint" ]; then ln -s "$PWD/$checkpoint" ~/.cache/clip/; fi; \
     case "$PROFILE" in \
         exact) precision=fp32; weights=visual.onnx ;; \
         fast)  precision=int8; weights=visual.int8.onnx ;; \
         *)     echo "PROFILE is exact or fast, not '$PROFILE'" >&2; exit 2 ;; \
     esac; \
-    export="python -m export --out /model --precision $precision"; \
+    export="python -m export --out /model --model $MODEL --precision $precision"; \
     case "$WEIGHTS" in \
         openai)    $export ;; \
-        custom)    $export --checkpoint ViT-B-32.pt ;; \
+        custom)    $export --checkpoint "$checkpoint" ;; \
         synthetic) $export --synthetic ;; \
         *)         echo "WEIGHTS is openai, custom or synthetic, not '$WEIGHTS'" >&2; exit 2 ;; \
-    esac || { echo "docker build: no model. Put the official ViT-B-32.pt beside the Dockerfile, or build" \
+    esac || { echo "docker build: no model. Put the official $checkpoint beside the Dockerfile, or build" \
                    "with --build-arg WEIGHTS=synthetic to try things out: its vectors mean nothing." >&2; \
               exit 1; }; \
     rm -rf ~/.cache/clip && chmod -R a+rX /model \
@@ -66,7 +69,8 @@ RUN mkdir -p ~/.cache/clip && if [ -f ViT-B-32.pt ]; then ln -s "$PWD/ViT-B-32.p
 # --- target `server`: uvicorn and the torch engine, on CUDA where there is one ----------------------
 FROM torch AS server
 ARG WEIGHTS=openai
-LABEL clip.weights=${WEIGHTS}
+ARG MODEL=ViT-B/32
+LABEL clip.weights=${WEIGHTS} clip.model=${MODEL}
 COPY --from=export /model/ model/
 # Not from `packages`: what another Python compiled this one would ignore, and compile at every start.
 COPY handler/ handler/
@@ -82,7 +86,8 @@ CMD ["python", "-m", "uvicorn", "handler.main:app", "--no-access-log", "--host",
 FROM ${BASE_IMAGE} AS lambda
 ARG WEIGHTS=openai
 ARG PROFILE=exact
-LABEL clip.weights=${WEIGHTS} clip.profile=${PROFILE}
+ARG MODEL=ViT-B/32
+LABEL clip.weights=${WEIGHTS} clip.profile=${PROFILE} clip.model=${MODEL}
 # The image holds the weights of this profile only.
 ENV CLIP_PROFILE=${PROFILE}
 COPY --from=packages /packages/ ./

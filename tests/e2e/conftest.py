@@ -73,6 +73,7 @@ def build_arguments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[s
     arguments = {
         "WEIGHTS": "synthetic",
         "PROFILE": "exact",
+        "MODEL": "ViT-B/32",
         "BASE_IMAGE": BASE_IMAGE,
         "EXPORT_IMAGE": EXPORT_IMAGE,
     }
@@ -312,7 +313,7 @@ def template(
     source = (ROOT / "template.yaml").read_text()
     arguments = "".join(f"\n        {name}: {value}" for name, value in build_arguments.items())
     changed = source.replace(
-        "\n        WEIGHTS: !Ref Weights\n        PROFILE: !Ref Profile", arguments
+        "\n        WEIGHTS: !Ref Weights\n        PROFILE: !Ref Profile\n        MODEL: !Ref Model", arguments
     )
     assert changed != source
     (directory / "template.yaml").write_text(changed)
