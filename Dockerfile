@@ -40,6 +40,7 @@ RUN case "$TORCH" in \
 FROM torch AS export
 ARG WEIGHTS=openai
 ARG PROFILE=exact
+ARG TOWERS=image,text
 ARG MODEL=ViT-B/32
 COPY handler/ handler/
 COPY export/ export/
@@ -49,11 +50,11 @@ COPY requirements-torch.txt ViT-*.p[t] ./
 RUN checkpoint="$(echo "$MODEL" | tr '/@' '--').pt"; \
     mkdir -p ~/.cache/clip && if [ -f "$checkpoint" ]; then ln -s "$PWD/$checkpoint" ~/.cache/clip/; fi; \
     case "$PROFILE" in \
-        exact) precision=fp32; weights=visual.onnx ;; \
-        fast)  precision=int8; weights=visual.int8.onnx ;; \
+        exact) precision=fp32; kind=onnx ;; \
+        fast)  precision=int8; kind=int8.onnx ;; \
         *)     echo "PROFILE is exact or fast, not '$PROFILE'" >&2; exit 2 ;; \
     esac; \
-    export="python -m export --out /model --model $MODEL --precision $precision"; \
+    export="python -m export --out /model --model $MODEL --precision $precision --towers $TOWERS"; \
     case "$WEIGHTS" in \
         openai)    $export ;; \
         custom)    $export --checkpoint "$checkpoint" ;; \
@@ -64,7 +65,10 @@ RUN checkpoint="$(echo "$MODEL" | tr '/@' '--').pt"; \
               exit 1; }; \
     rm -rf ~/.cache/clip && chmod -R a+rX /model \
     # What the function needs of it: one precision's weights, and none of torch's.
-    && mkdir /function && cd /model && cp -l model.json $weights $weights.data /function/
+    && mkdir /function && cd /model && for file in model.json vocabulary.json \
+        visual.$kind visual.$kind.data text.$kind text.$kind.data; do \
+        if [ -f $file ]; then cp -l $file /function/; fi; \
+    done
 
 # --- target `server`: uvicorn and the torch engine, on CUDA where there is one ----------------------
 FROM torch AS server
@@ -86,10 +90,11 @@ CMD ["python", "-m", "uvicorn", "handler.main:app", "--no-access-log", "--host",
 FROM ${BASE_IMAGE} AS lambda
 ARG WEIGHTS=openai
 ARG PROFILE=exact
+ARG TOWERS=image,text
 ARG MODEL=ViT-B/32
-LABEL clip.weights=${WEIGHTS} clip.profile=${PROFILE} clip.model=${MODEL}
-# The image holds the weights of this profile only.
-ENV CLIP_PROFILE=${PROFILE}
+LABEL clip.weights=${WEIGHTS} clip.profile=${PROFILE} clip.towers=${TOWERS} clip.model=${MODEL}
+# The image holds the weights of this profile and of these towers only.
+ENV CLIP_PROFILE=${PROFILE} CLIP_TOWERS=${TOWERS}
 COPY --from=packages /packages/ ./
 COPY --from=export /function/ model/
 COPY --from=packages /code/ ./

@@ -4,6 +4,7 @@ HOST      := 127.0.0.1
 PORT      ?= 3000
 WEIGHTS   ?= openai
 PROFILE   ?= exact
+TOWERS    ?= image,text
 # One of OpenAI's: ViT-B/32, ViT-B/16, ViT-L/14 or ViT-L/14@336px. Empty: what MODEL_DIR holds or, where it holds
 # none, ViT-B/32.
 MODEL     ?=
@@ -33,7 +34,7 @@ model: $(EXPORTER)  ## export the model again, into MODEL_DIR (CHECKPOINT=FILE f
 
 # What is there is not made again. A model without int8 is exported again when `fast` is asked for, and so is
 # another one than the MODEL that is asked for.
-HELD  := $(shell sed -n 's/^  "model": "\(.*\)",/\1/p' $(MODEL_DIR)/model.json 2>/dev/null)
+HELD  := $(shell sed -n 's/^ *"model": "\([^"]*\)".*/\1/p' $(MODEL_DIR)/model.json 2>/dev/null)
 OTHER_MODEL := $(if $(MODEL),$(filter-out $(MODEL),$(HELD)))
 $(EXPORTED_exact) $(EXPORTED_fast): $(if $(OTHER_MODEL),FORCE) | $(EXPORTER)
 	$(BIN)/python -m export --out $(MODEL_DIR) $(EXPORT)
@@ -88,8 +89,8 @@ proof: $(VENV)/.dev $(MODEL_DIR)/model.json  ## 10,000 good and bad objects thro
 
 # Lambda refuses an image index, which is what BuildKit's attestations would make of it.
 DOCKER ?= docker
-image:  ## the Lambda image, clip-image-encoder (WEIGHTS=openai|custom|synthetic, PROFILE=exact|fast, MODEL=ViT-B/32)
-	BUILDX_NO_DEFAULT_ATTESTATIONS=1 $(DOCKER) build --build-arg WEIGHTS=$(WEIGHTS) --build-arg PROFILE=$(PROFILE) $(if $(MODEL),--build-arg MODEL=$(MODEL)) --tag clip-image-encoder .
+image:  ## the Lambda image, clip-image-encoder (WEIGHTS=openai|custom|synthetic, PROFILE=exact|fast, TOWERS=image,text|image|text, MODEL=ViT-B/32)
+	BUILDX_NO_DEFAULT_ATTESTATIONS=1 $(DOCKER) build --build-arg WEIGHTS=$(WEIGHTS) --build-arg PROFILE=$(PROFILE) --build-arg TOWERS=$(TOWERS) $(if $(MODEL),--build-arg MODEL=$(MODEL)) --tag clip-image-encoder .
 
 contents:  ## what the Lambda image holds: every package and its version
 	@$(DOCKER) run --rm --entrypoint python clip-image-encoder -m pip list --path . --format freeze

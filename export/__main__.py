@@ -209,7 +209,7 @@ def _card(reference: Reference, sources: Sequence[Source], directory: Path) -> d
         "architecture": reference.architecture._asdict(),
         "weights": reference.weights,
         "checkpoint": {"file": reference.path.name, "sha256": reference.sha256},
-        "logit_scale": float(reference.model.logit_scale.detach().exp()),
+        "logit_scale": reference.model.logit_scale.exp().item(),
         "preprocessing": {
             "steps": ["resize shorter side", "centre crop", "RGB", "scale to [0, 1]", "normalise"],
             "interpolation": "bicubic",

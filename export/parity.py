@@ -1,7 +1,7 @@
 """The parity gate: every exported engine against ``clip`` itself, image by image, text by text."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any
@@ -108,18 +108,16 @@ def reference_text_embeddings(reference: Reference, tokens: torch.Tensor) -> Emb
     return embeddings
 
 
-def text_samples(
-    reference: Reference, tokenizer: Tokenizer, named: Mapping[str, str]
-) -> list[Sample]:
+def text_samples(reference: Reference, tokenizer: Tokenizer, texts: Iterable[str]) -> list[Sample]:
     """Tokenize every text and encode it with clip."""
     clip = import_clip()
     found = []
-    for name, text in tqdm(named.items(), desc="clip", unit="text"):
+    for text in tqdm(texts, desc="clip", unit="text"):
         theirs = clip.tokenize(text, truncate=True)  # [1, 77]
         ours = tokenizer.tokenize(text, truncate=True).ids
         embedding = reference_text_embeddings(reference, theirs)[0]
         identical = same_tokens(ours, theirs[0].numpy())
-        found.append(Sample(name, ours, identical, embedding, "text"))
+        found.append(Sample(repr(text), ours, identical, embedding, "text"))
     return found
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from onnx import ModelProto
 from PIL import Image
 
@@ -71,7 +72,7 @@ def image(reference: Reference) -> Source:
         _in_float(reference.model.visual.state_dict()),
         build,
         parity.samples(reference, images.parity_images(side)),
-        lambda: images.calibration_pixels(side),
+        lambda: list(images.calibration_pixels(side)),
         {
             "image": base64.b64encode(golden).decode(),
             "embedding": _floats(parity.reference_embedding(reference, picture)),
@@ -99,12 +100,18 @@ def text(reference: Reference, directory: Path) -> Source:
         _in_float(checkpoint.text_tower(reference.model)),
         build,
         parity.text_samples(reference, tokenizer, texts.captions()),
-        lambda: [tokenizer.tokenize(text, truncate=True).ids for text in texts.calibration()],
+        lambda: [_cut(tokenizer, text, length) for text, length in texts.calibration()],
         {
             "text": golden,
             "embedding": _floats(parity.reference_text_embeddings(reference, tokens)[0]),
         },
     )
+
+
+def _cut(tokenizer: Tokenizer, text: str, length: int) -> NDArray[np.int32]:
+    """The first tokens of a long text, and its end: [length]."""
+    ids = tokenizer.tokenize(text, truncate=True).ids
+    return np.concatenate([ids[: length - 1], ids[-1:]])
 
 
 def _check_tokens(tokenizer: Tokenizer) -> None:

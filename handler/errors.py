@@ -27,6 +27,7 @@
     │   ├── ExtremeShape         extreme_shape           422
     │   ├── ImageTooCostly       image_too_costly        422
     │   ├── TextTooLong          text_too_long           422
+    │   ├── TextTooCostly        text_too_costly         422
     │   └── NoSuchTower          no_such_tower           422
     └── ServiceError                                           our fault: it may work later
         ├── InternalError        internal_error          500  yes
@@ -172,6 +173,10 @@ class ImageTooCostly(RequestError, code="image_too_costly", status=422):
 
 class TextTooLong(RequestError, code="text_too_long", status=422):
     """A text of more tokens than the model reads, or of more characters than are looked at."""
+
+
+class TextTooCostly(RequestError, code="text_too_costly", status=422):
+    """A text is damaged so many times over that repairing it takes too long."""
 
 
 class NoSuchTower(RequestError, code="no_such_tower", status=422):

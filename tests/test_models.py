@@ -113,7 +113,7 @@ def test_a_vector_has_the_models_size_and_names_the_model(
 ) -> None:
     encoder, (_, _, size) = encoders[name], OTHERS[name]
     vector = encoder.encode(photo)
-    assert (vector.shape, vector.dtype) == ((size,), np.float32)
+    assert vector.shape == (size,)
     assert abs(float(vector @ vector) - 1) < 1e-5
     assert encoder.fault is None
     body = encoder.health()
@@ -159,13 +159,13 @@ def test_int8_of_the_smallest_patches_is_served(folders: dict[str, Path], photo:
 def test_over_http_the_answer_and_its_description_have_the_models_size(
     encoders: dict[str, Encoder], photo: bytes
 ) -> None:
-    encoder = encoders[LARGEST]
+    encoder, jpeg = encoders[LARGEST], {"Content-Type": "image/jpeg"}
     with serve(encoder) as client:
-        assert client.post("/encode_image", content=photo).json() == pytest.approx(
+        assert client.post("/encode_image", content=photo, headers=jpeg).json() == pytest.approx(
             encoder.encode(photo).tolist()
         )
         octets = client.post(
-            "/encode_image", content=photo, headers={"Accept": "application/octet-stream"}
+            "/encode_image", content=photo, headers=jpeg | {"Accept": "application/octet-stream"}
         )
         assert len(octets.content) == 4 * 768
         assert octets.headers["X-Clip-Fingerprint"] == encoder.fingerprint

@@ -65,7 +65,7 @@ class TorchClipEngine:
         except Exception as error:  # missing, truncated, not a checkpoint: each its own type
             raise ModelError(f"{path} cannot be loaded: {error}") from error
         build = _image_tower if tower == "image" else _text_tower
-        self._encode = build(model, state, self.device)
+        self.module, self._encode = build(model, state, self.device)
 
     @torch.inference_mode()
     def encode(self, inputs: Pixels | TokenIds) -> Embeddings:
@@ -80,8 +80,8 @@ Encode = Callable[[torch.Tensor], torch.Tensor]
 State = Mapping[str, torch.Tensor]
 
 
-def _image_tower(model: Model, state: State, device: str) -> Encode:
-    """uint8 [n, side, side, 3] -> [n, embedding size], by clip's ``VisionTransformer``."""
+def _image_tower(model: Model, state: State, device: str) -> tuple[torch.nn.Module, Encode]:
+    """Clip's ``VisionTransformer``, and how it is used: uint8 [n, side, side, 3] -> [n, size]."""
     import_clip()
     from clip.model import VisionTransformer
 
@@ -100,11 +100,14 @@ def _image_tower(model: Model, state: State, device: str) -> Encode:
         encoded: torch.Tensor = visual(((x - mean) / std).type(visual.conv1.weight.dtype))
         return encoded
 
-    return encode
+    return visual, encode
 
 
-def _text_tower(model: Model, state: State, device: str) -> Encode:
-    """int32 [n, t] -> [n, embedding size], by clip's ``encode_text``, which takes 77 tokens."""
+def _text_tower(model: Model, state: State, device: str) -> tuple[torch.nn.Module, Encode]:
+    """A ``CLIP``, and how its ``encode_text``, which takes 77 tokens of each text, is used.
+
+    int32 [n, t] -> [n, size].
+    """
     import_clip()
     from clip.model import CLIP
 
@@ -112,15 +115,14 @@ def _text_tower(model: Model, state: State, device: str) -> Encode:
     # clip has no class for the text tower alone: the image tower is as small as can be, and of its
     # weights only their number format is looked at.
     clip = CLIP(*a._replace(resolution=1, patch=1, image_layers=0, image_width=64))
-    visual = {f"visual.{name}": value for name, value in clip.visual.state_dict().items()}
-    clip = _loaded(clip, {**visual, **state}, device)
+    clip = _loaded(clip, {**clip.state_dict(), **state}, device)
 
     def encode(tokens: torch.Tensor) -> torch.Tensor:
         padding = (0, a.context_length - tokens.shape[1])
         encoded: torch.Tensor = clip.encode_text(torch.nn.functional.pad(tokens, padding))
         return encoded
 
-    return encode
+    return clip, encode
 
 
 def _loaded(module: torch.nn.Module, state: State, device: str) -> Any:
