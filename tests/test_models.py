@@ -15,10 +15,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import yaml
 from PIL import Image
 
-from export import folder, images
+from export import folder, images, texts
 from export.images import calibration_pixels, parity_images
 from export.index import main as index
 from handler.config import Config
@@ -28,6 +27,7 @@ from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.images.sandbox import Sandbox
 from handler.model import Architecture, Model
 from tests.conftest import ROOT, pixels_of, serve
+from tests.test_template import TEMPLATE
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("torch")
@@ -42,6 +42,8 @@ OTHERS = {
 }
 """clip's name -> side of the picture, side of a patch, numbers of a vector."""
 LARGEST = "ViT-L/14@336px"
+WITH_TEXTS = "ViT-L/14"
+"""The one whose text tower is exported too; it is wider than ViT-B's."""
 JUDGED = (
     *("photograph astronaut", "photograph coffee", "photograph camera", "tiny 3 x 2"),
     *("very wide 2000 x 40", "very tall 31 x 1500", "large 4000 x 2667 JPEG", "CMYK JPEG"),
@@ -49,8 +51,9 @@ JUDGED = (
 """Of the parity images, with the two that are of the model's side and just beside it."""
 
 
-def small(architecture: Architecture) -> Architecture:
-    return architecture._replace(image_layers=2, text_layers=1, vocabulary=100)
+def small(name: str, architecture: Architecture) -> Architecture:
+    vocabulary = architecture.vocabulary if name == WITH_TEXTS else 100
+    return architecture._replace(image_layers=2, text_layers=2, vocabulary=vocabulary)
 
 
 def few_images(side: int) -> dict[str, bytes]:
@@ -67,7 +70,7 @@ def shallow() -> Iterator[None]:
     """The export's table of models, each small."""
     with pytest.MonkeyPatch.context() as patch:
         for name, official in MODELS.items():
-            architecture = small(official.architecture)
+            architecture = small(name, official.architecture)
             patch.setitem(MODELS, name, dataclasses.replace(official, architecture=architecture))
         yield
 
@@ -76,13 +79,17 @@ def shallow() -> Iterator[None]:
 def folders(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A model folder of each, made by the command line and let through by its parity gate."""
     made = tmp_path_factory.mktemp("models")
+    captions = texts.captions()[::9]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "CACHE", made)
         patch.setattr(images, "parity_images", few_images)
         patch.setattr(images, "calibration_pixels", few_pictures)
+        patch.setattr(texts, "captions", lambda: captions)
+        patch.setattr(texts, "nasty", lambda: ())  # tokens do not depend on the model
         for name in OTHERS:
             out = made / name.replace("/", "-")
-            options = ["--synthetic", "--towers", "image", "--model", name, "--out", str(out)]
+            towers = "image,text" if name == WITH_TEXTS else "image"
+            options = ["--synthetic", "--towers", towers, "--model", name, "--out", str(out)]
             int8 = [] if name == LARGEST else ["--precision", "int8"]
             assert export([*options, *int8]) == 0
     return {name: made / name.replace("/", "-") for name in OTHERS}
@@ -102,7 +109,7 @@ def test_the_folder_says_what_the_model_is(name: str, folders: dict[str, Path]) 
     side, patch, size = OTHERS[name]
     model = Model.load(folders[name])
     assert (model.name, model.embedding_size) == (name, size)
-    assert model.architecture == small(MODELS[name].architecture)
+    assert model.architecture == MODELS[name].architecture
     assert (model.architecture.resolution, model.architecture.patch) == (side, patch)
     assert folder.files(folders[name])[0] == "model.json"  # so that an export may replace it
 
@@ -121,6 +128,19 @@ def test_a_vector_has_the_models_size_and_names_the_model(
     # It is a folder's name in S3, so it has no sign that would have to be written otherwise there.
     assert re.fullmatch(r"ViT-[BL]-1[46](-336px)?\.synthetic\.\w{12}\.fp32", encoder.fingerprint)
     assert len({one.fingerprint for one in encoders.values()}) == len(OTHERS)
+
+
+def test_texts_of_a_wider_tower_have_vectors_of_the_models_size(
+    encoders: dict[str, Encoder],
+) -> None:
+    encoder = encoders[WITH_TEXTS]
+    vectors = [encoder.encode(encoder.tokenize(text)) for text in ("red shoes", "a cat")]
+    assert [vector.shape for vector in vectors] == [(768,), (768,)]
+    assert float(vectors[0] @ vectors[1]) < 0.99
+    assert encoder.fault is None
+    report = encoder.health()
+    assert report["towers"] == ["image", "text"]
+    assert str(report["text_fingerprint"]).startswith(f"{encoder.fingerprint}.text-")
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -254,8 +274,7 @@ def test_the_dockerfile_finds_the_checkpoint_of_every_model() -> None:
 
 
 def test_the_template_offers_every_model() -> None:
-    source = re.sub(r"!(\w+)", "", (ROOT / "template.yaml").read_text())
-    parameter = yaml.safe_load(source)["Parameters"]["Model"]
+    parameter = TEMPLATE["Parameters"]["Model"]
     assert (parameter["Default"], parameter["AllowedValues"]) == (checkpoint.DEFAULT, list(MODELS))
 
 
