@@ -34,6 +34,9 @@ PACKAGES = {
     *("pydantic", "pydantic_core", "annotated_types", "annotated_doc", "typing_inspection"),
     *("opentelemetry", "typing_extensions"),  # FastAPI's own
 }
+# What FastAPI and anyio import wherever they find it. The package does not need them, so a function
+# does not have them; here they are because clients that the tests use do.
+FOUND_HERE = {"orjson", "sniffio"}
 # Parts of those, and of the standard library, that are slow to import and of no use here.
 FORBIDDEN = {
     *("pydantic.v1", "fastapi.testclient", "numpy.testing", "numpy.f2py"),
@@ -59,7 +62,7 @@ def test_a_cold_start_imports_what_is_listed_and_no_more(
     before = _modules_after("")
     loaded = _modules_after(f"import {entry}", CLIP_MODEL_DIR=str(model_dir)) - before
     found = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
-    assert {name for name in found if not name.startswith("_")} == packages
+    assert {name for name in found if not name.startswith("_")} - FOUND_HERE == packages
     assert loaded.isdisjoint(FORBIDDEN), loaded & FORBIDDEN
     assert len(loaded | before) < MODULES
 
