@@ -212,11 +212,11 @@ def test_every_form_of_an_item(
     texts = [
         *(CAPTION, {"text": CAPTION}, {"content": [{"type": "text", "text": CAPTION}]}),
         {"text": url},
-        *(f"see {url}", "data:text/plain,a", "", "S3"),
+        *(f"{url} shows a cat", "data:text/plain,a", "", "S3"),
     ]
     with serve(with_settings(encoder, s3_buckets=("photos",))) as client:
         found = vectors(post(client, input=[*images, *texts], model=None, user="me", store=True))
-    spoken = [CAPTION, CAPTION, CAPTION, url, f"see {url}", "data:text/plain,a", "", "S3"]
+    spoken = [CAPTION, CAPTION, CAPTION, url, f"{url} shows a cat", "data:text/plain,a", "", "S3"]
     expected = [encoder.encode(photo)] * len(images)
     expected += [encoder.encode(encoder.tokenize(text)) for text in spoken]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
