@@ -59,4 +59,4 @@ def test_no_inference_is_of_more_tokens_than_a_chunk(model: Model) -> None:
     texts = texts_of([16] * 40)
     tower.encode([Outcome(text) for text in texts], Budget())
     assert engine.shapes == [(32, 16), (8, 16)]
-    assert 32 * 16 == CHUNK
+    assert CHUNK == 32 * 16
