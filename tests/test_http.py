@@ -354,9 +354,9 @@ def test_openapi_documents_every_way_in_with_examples_that_work(client: httpx.Cl
     tried: dict[str, list[Any]] = {}
     for path, methods in paths.items():
         for operation in methods.values():
-            assert {"200", "503"} <= operation["responses"].keys()
+            assert "200" in operation["responses"]
             if "requestBody" in operation:
-                assert {"400", "413", "415", "422"} <= operation["responses"].keys()
+                assert {"400", "413", "415", "422", "503"} <= operation["responses"].keys()
                 of_json = operation["requestBody"]["content"]["application/json"]
                 tried[path] = [value["value"] for value in of_json["examples"].values()]
     answers = {
