@@ -212,4 +212,5 @@ def _add_error_responses(app: FastAPI) -> None:
 def _operations(app: FastAPI) -> str:
     """What can be asked of the service: ``POST /encode_image`` and so on."""
     routes = [route for route in app.routes if isinstance(route, APIRoute)]
-    return ", ".join(f"{method} {route.path_format}" for route in routes for method in route.methods or ())
+    names = [f"{method} {route.path_format}" for route in routes for method in route.methods or ()]
+    return ", ".join(names)
