@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -46,7 +47,7 @@ class Encoder:
         self.fingerprint = model.fingerprint(engine.precision, config.preprocess, config.jpeg_draft)
         self._threads = ThreadPoolExecutor(available_cpus(), "decode")
         # An inference uses every CPU: two at once would only wait for each other.
-        self._one_at_a_time = threading.Lock()
+        self._one_at_a_time = _Turns()
         self.fault = health.self_check(engine, model, self.decoder)
 
     def encode(self, image: Image, budget: Budget | None = None) -> Embedding:
@@ -64,6 +65,10 @@ class Encoder:
     def health(self) -> dict[str, object]:
         """The health body; see `health.report`."""
         return health.report(self.engine, self.model, self.fingerprint, self.fault)
+
+    def inference_seconds(self) -> float:
+        """For how long the inference of this moment has been going on; 0 while there is none."""
+        return self._one_at_a_time.seconds()
 
     def encode_batch(
         self, images: Sequence[Outcome[Image]], budget: Budget | None = None
@@ -133,6 +138,27 @@ class Encoder:
         x: Pixels = np.frombuffer(pixels, np.uint8).reshape(len(images), SIZE, SIZE, 3)
         with self._one_at_a_time, telemetry.timed("engine_ms"):
             return self.engine.encode(x)  # [n, 512]
+
+
+class _Turns:
+    """A lock that knows for how long it has been held."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._since: float | None = None
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._since = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._since = None
+        self._lock.release()
+
+    def seconds(self) -> float:
+        """Since it was taken by who holds it; 0 while nobody does."""
+        since = self._since  # read once: it may change at any moment
+        return 0.0 if since is None else time.monotonic() - since
 
 
 def _chunks(items: Iterator[T]) -> Iterator[list[T]]:

@@ -108,9 +108,18 @@ def timed(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        with _adding:
-            before = (_record.get() or {}).get(name, 0)
-            note(**{name: round(before + _milliseconds_since(start), 2)})
+        _add(name, _milliseconds_since(start))
+
+
+def count(name: str) -> None:
+    """Count one more of `name` in the current request's line; outside a request, nothing."""
+    _add(name, 1)
+
+
+def _add(name: str, amount: float) -> None:
+    with _adding:
+        before = (_record.get() or {}).get(name, 0)
+        note(**{name: round(before + amount, 2)})
 
 
 def _milliseconds_since(start: float) -> float:

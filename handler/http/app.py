@@ -1,5 +1,7 @@
 """The HTTP interface: routes, and how errors become responses."""
 
+from typing import TYPE_CHECKING
+
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
@@ -7,6 +9,7 @@ from starlette.exceptions import HTTPException
 
 from handler import __version__, answers, telemetry
 from handler.budget import Budget
+from handler.config import on_lambda
 from handler.encoder import Encoder
 from handler.errors import ClipError
 from handler.http import bodies, openapi
@@ -15,23 +18,50 @@ from handler.http.bodies import JSON, OCTETS, Body
 from handler.http.headers import preferred
 from handler.http.requests import Addresses, Faults, Heads, LogLines, error_response
 
+if TYPE_CHECKING:
+    from handler.http.server import WebServer
+
 
 def create_app(encoder: Encoder) -> FastAPI:
     """Build the service around a loaded encoder."""
+    admission = Admission(encoder.config)
+    server = _web_server(encoder, admission)
     app = FastAPI(
         title="CLIP image encoder",
         version=__version__,
         description="An image in, OpenAI CLIP ViT-B/32's embedding out: 512 numbers, of length 1.",
         responses=openapi.ERRORS,
         redirect_slashes=False,  # `Addresses` leaves a slash at the end out
+        **(server.settings() if server else {}),
     )
-    _add_wrappers(app, encoder)
+    _add_wrappers(app, encoder, server)
     _add_error_responses(app)
-    _add_routes(app, encoder)
+    _add_routes(app, encoder, admission)
+    if server:
+        server.add_routes(app)
+    if _has_page(encoder):
+        from handler.http.page import add_page  # here, so that no cold start without it pays for it
+
+        add_page(app)
     return app
 
 
-def _add_wrappers(app: FastAPI, encoder: Encoder) -> None:
+def _web_server(encoder: Encoder, admission: Admission) -> "WebServer | None":
+    """What a web server has besides the service; None on Lambda."""
+    if on_lambda():
+        return None
+    from handler.http.server import WebServer  # here, so that no cold start pays for it
+
+    return WebServer(encoder, admission)
+
+
+def _has_page(encoder: Encoder) -> bool:
+    """Whether the page to try the service on is wanted."""
+    wanted = encoder.config.page
+    return wanted == "on" or (wanted == "auto" and not on_lambda())
+
+
+def _add_wrappers(app: FastAPI, encoder: Encoder, server: "WebServer | None") -> None:
     """Put what stands around every request around it, from the inside out."""
     app.add_middleware(Faults)
     origins = encoder.config.cors_origins
@@ -47,12 +77,13 @@ def _add_wrappers(app: FastAPI, encoder: Encoder) -> None:
             expose_headers=["X-Clip-Fingerprint", "X-Request-Id"],
         )
     app.add_middleware(Heads)
-    app.add_middleware(LogLines, fingerprint=encoder.fingerprint)
+    observe = server.observe if server else None
+    app.add_middleware(LogLines, fingerprint=encoder.fingerprint, observe=observe)
     app.add_middleware(Addresses, base_path=encoder.config.base_path)
 
 
-def _add_routes(app: FastAPI, encoder: Encoder) -> None:
-    config, admission = encoder.config, Admission(encoder.config)
+def _add_routes(app: FastAPI, encoder: Encoder, admission: Admission) -> None:
+    config = encoder.config
 
     @app.post("/encode_image", openapi_extra=openapi.ENCODE_IMAGE, responses=openapi.EMBEDDING)
     async def encode_image(request: Request) -> Response:
@@ -104,7 +135,7 @@ def _add_error_responses(app: FastAPI) -> None:
     @app.exception_handler(404)
     async def not_found(_: Request, error: HTTPException) -> Response:
         telemetry.note(code="not_found")
-        body = {"code": "not_found", "detail": f"there is only {_operations(app)}, GET /docs"}
+        body = {"code": "not_found", "detail": f"there is only {_operations(app)}"}
         return JSONResponse(body, status_code=404)
 
     @app.exception_handler(405)
@@ -119,4 +150,6 @@ def _add_error_responses(app: FastAPI) -> None:
 def _operations(app: FastAPI) -> str:
     """What can be asked of the service: ``POST /encode_image`` and so on."""
     routes = [route for route in app.routes if isinstance(route, APIRoute)]
-    return ", ".join(f"{method} {route.path}" for route in routes for method in route.methods or ())
+    paths = [route for route in routes if not route.path.startswith("/docs")]
+    named = [f"{method} {route.path}" for route in paths for method in route.methods or ()]
+    return ", ".join([*named, "GET /docs"])
