@@ -108,13 +108,15 @@ def test_killed_decoders_are_counted_and_in_the_log(
 ) -> None:
     hasty = dataclasses.replace(config, decode_seconds=0.1)
     decoder = sandbox.start(hasty)
-    with serve(Encoder(encoder.engine, model, hasty, decoder)) as client:
-        with caplog.at_level(logging.INFO, telemetry.log.name):
-            assert client.post("/encode_image", content=photo, headers=JPEG).status_code == 200
-            assert samples(client)["clip_decoders_killed_total"] == 0
-            slow = client.post("/encode_image", content=slow_picture(), headers=JPEG)
-            assert slow.json()["code"] == "image_too_costly"
-            assert samples(client)["clip_decoders_killed_total"] == 1
+    with (
+        serve(Encoder(encoder.engine, model, hasty, decoder)) as client,
+        caplog.at_level(logging.INFO, telemetry.log.name),
+    ):
+        assert client.post("/encode_image", content=photo, headers=JPEG).status_code == 200
+        assert samples(client)["clip_decoders_killed_total"] == 0
+        slow = client.post("/encode_image", content=slow_picture(), headers=JPEG)
+        assert slow.json()["code"] == "image_too_costly"
+        assert samples(client)["clip_decoders_killed_total"] == 1
     decoder.close()
     lines = [getattr(record, "fields", {}) for record in caplog.records]
     assert [line.get("decoders_killed") for line in lines if line.get("code")] == [1]
