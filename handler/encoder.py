@@ -1,8 +1,6 @@
 """Images in, unit vectors out: the one path that every way into the service shares."""
 
 import logging
-import threading
-import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +13,7 @@ import numpy as np
 from handler import health, telemetry
 from handler.budget import Budget
 from handler.config import Config, available_cpus
-from handler.engines import Embedding, Embeddings, Engine, Pixels, load_engine
+from handler.engines import Embedding, Embeddings, Engine, Pixels, Turns, load_engine
 from handler.errors import ModelUnhealthy
 from handler.images import s3, sandbox
 from handler.images.processes import Zygote
@@ -47,7 +45,7 @@ class Encoder:
         self.fingerprint = model.fingerprint(engine.precision, config.preprocess, config.jpeg_draft)
         self._threads = ThreadPoolExecutor(available_cpus(), "decode")
         # An inference uses every CPU: two at once would only wait for each other.
-        self._one_at_a_time = _Turns()
+        self._one_at_a_time = Turns()
         self.fault = health.self_check(engine, model, self.decoder)
 
     def encode(self, image: Image, budget: Budget | None = None) -> Embedding:
@@ -138,27 +136,6 @@ class Encoder:
         x: Pixels = np.frombuffer(pixels, np.uint8).reshape(len(images), SIZE, SIZE, 3)
         with self._one_at_a_time, telemetry.timed("engine_ms"):
             return self.engine.encode(x)  # [n, 512]
-
-
-class _Turns:
-    """A lock that knows for how long it has been held."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._since: float | None = None
-
-    def __enter__(self) -> None:
-        self._lock.acquire()
-        self._since = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._since = None
-        self._lock.release()
-
-    def seconds(self) -> float:
-        """Since it was taken by who holds it; 0 while nobody does."""
-        since = self._since  # read once: it may change at any moment
-        return 0.0 if since is None else time.monotonic() - since
 
 
 def _chunks(items: Iterator[T]) -> Iterator[list[T]]:

@@ -101,6 +101,13 @@ def note(**fields: Any) -> None:
         record.update(fields)
 
 
+def count(**numbers: int) -> None:
+    """Add numbers to those that are in the current request's line; outside a request, nothing."""
+    with _adding:
+        record = _record.get() or {}
+        note(**{name: int(record.get(name, 0)) + number for name, number in numbers.items()})
+
+
 @contextmanager
 def timed(name: str) -> Iterator[None]:
     """Note how long the block took, in milliseconds; blocks of one name add up."""
@@ -108,18 +115,9 @@ def timed(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _add(name, _milliseconds_since(start))
-
-
-def count(name: str) -> None:
-    """Count one more of `name` in the current request's line; outside a request, nothing."""
-    _add(name, 1)
-
-
-def _add(name: str, amount: float) -> None:
-    with _adding:
-        before = (_record.get() or {}).get(name, 0)
-        note(**{name: round(before + amount, 2)})
+        with _adding:
+            before = (_record.get() or {}).get(name, 0)
+            note(**{name: round(before + _milliseconds_since(start), 2)})
 
 
 def _milliseconds_since(start: float) -> float:

@@ -62,7 +62,7 @@ def test_requests_are_counted_by_route_and_status(encoder: Encoder, photo: bytes
         "clip_errors_total{code=not_found}": 2,
         "clip_errors_total{code=method_not_allowed}": 1,
     }
-    assert (found["clip_images_total"], found["clip_images_failed_total"]) == (5, 2)
+    assert (found["clip_images_total"], found["clip_failed_total"]) == (5, 2)
 
 
 def test_stages_are_timed(encoder: Encoder, photo: bytes) -> None:
@@ -129,11 +129,19 @@ def test_both_of_prometheus_formats(client: httpx.Client) -> None:
     asked = {"accept": "application/openmetrics-text; version=1.0.0"}
     newer = client.get("/metrics", headers=asked)
     assert newer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
-    assert {family.name for family in parse_openmetrics(newer.text)} >= NAMES
+    families = parse_openmetrics(newer.text)  # type: ignore[no-untyped-call]
+    assert {family.name for family in families} >= NAMES
     assert "_created" not in plain.text + newer.text
 
 
-NAMES = {"clip_requests", "clip_errors", "clip_images", "clip_images_failed", "clip_stage_seconds"}
+NAMES = {
+    "clip_requests",
+    "clip_errors",
+    "clip_images",
+    "clip_texts",
+    "clip_failed",
+    "clip_stage_seconds",
+}
 NAMES |= {"clip_pending", "clip_decoders_killed", "process_resident_memory_bytes"}
 
 

@@ -11,7 +11,16 @@ from pathlib import Path
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, FilePayload, Page, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Error,
+    FilePayload,
+    Page,
+    Request,
+    expect,
+    sync_playwright,
+)
 
 from export import images
 from handler.config import Config
@@ -52,13 +61,20 @@ class Visit:
         self.page = self.context.new_page()
         self.asked: list[str] = []
         self.complaints: list[str] = []
-        self.context.on("request", lambda request: self.asked.append(request.url))
-        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.page.on(
-            "console",
-            lambda message: message.type == "error" and self.complaints.append(message.text),
-        )
+        self.page.on("request", self._note_request)
+        self.page.on("pageerror", self._note_error)
+        self.page.on("console", self._note_message)
         self.page.goto(url)
+
+    def _note_request(self, request: Request) -> None:
+        self.asked.append(request.url)
+
+    def _note_error(self, error: Error) -> None:
+        self.complaints.append(str(error))
+
+    def _note_message(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.complaints.append(message.text)
 
 
 Open = Callable[..., Visit]

@@ -19,7 +19,8 @@ OTHER = "other"
 
 COUNTED = {
     "images": ("clip_images", "Images that were asked for"),
-    "failed": ("clip_images_failed", "Images that got no vector"),
+    "texts": ("clip_texts", "Texts that were asked for"),
+    "failed": ("clip_failed", "Images and texts that got no vector"),
     "decoders_killed": (
         "clip_decoders_killed",
         "Decoder processes lost to an image, or ended for it",

@@ -174,7 +174,7 @@ class Sandbox:
 
     def _give_up(self, process: Process) -> int | None:
         """End a process that an image ended or spoilt; how it ended, as `Zygote.end` says it."""
-        telemetry.count("decoders_killed")
+        telemetry.count(decoders_killed=1)
         return self._zygote.end(process)
 
     def _fork(self) -> Process:
