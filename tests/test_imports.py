@@ -140,7 +140,7 @@ FLOORS: tuple[set[str], ...] = (
     {"schemas", "answers"},
     {"encoder"},
     {"health"},
-    {"images"},
+    {"images", "text"},
     {"engines"},
     {"model"},
     {"aws", "budget", "telemetry", "outcome"},

@@ -37,7 +37,6 @@ from export import (
     parity,
     rounding,
 )
-from export.__main__ import MEAN, STD
 from export.__main__ import main as export
 from export.calibration import Moments
 from export.checkpoint import Reference
@@ -45,10 +44,11 @@ from export.graph import Graph, Matrix
 from export.int8 import Integer, Tower
 from export.mending import Vectors
 from export.rounding import Rounded
+from export.towers import MEAN, STD
 from handler.config import Config, ConfigError
 from handler.encoder import load_encoder
 from handler.engines.onnx_cpu import OnnxCpuEngine
-from handler.model import Model, ModelError
+from handler.model import Architecture, Model, ModelError
 from tests.conftest import pixels_of
 
 NAMES = (*(f"photograph {name}" for name in images.PHOTOGRAPHS), "1-bit")
@@ -71,7 +71,7 @@ class Export:
 
     @property
     def mended(self) -> Tower:
-        names = self.card["parity_int8"]["layers_in_float"]
+        names = self.card["towers"]["image"]["parity_int8"]["layers_in_float"]
         return dataclasses.replace(self.tower, in_float=tuple(names))
 
 
@@ -102,7 +102,8 @@ def exported(
         patch.setattr("export.__main__._reference", lambda options: reference)
         patch.setattr(int8, "quantize", noting)
         out = folder / "model"
-        assert export(["--synthetic", "--precision", "int8", "--out", str(out)]) == 0
+        arguments = ["--synthetic", "--precision", "int8", "--towers", "image"]
+        assert export([*arguments, "--out", str(out)]) == 0
     return Export(out, reference, towers[0], output.getvalue())
 
 
@@ -156,7 +157,7 @@ def samples(hard: Export) -> list[parity.Sample]:
 
 
 def encoded(model: onnx.ModelProto, samples: list[parity.Sample]) -> Matrix:
-    return Vectors(model)(np.stack([sample.pixels for sample in samples]))
+    return Vectors(model)([sample.input for sample in samples])
 
 
 def off(ours: Matrix, samples: list[parity.Sample]) -> float:
@@ -174,11 +175,12 @@ def close_enough(ours: Matrix, samples: list[parity.Sample]) -> bool:
 
 def test_model_json_holds_the_figures_of_both_gates(each: Export) -> None:
     card = each.card
-    int8_, fp32 = card["parity_int8"], card["parity"]
+    tower = card["towers"]["image"]
+    int8_, fp32 = tower["parity_int8"], tower["parity"]
     assert 0.997 <= int8_["min_cosine"] < fp32["min_cosine"]
     assert 0.999 <= int8_["min_cosine_photographs"] < 1
     assert 0.9995 <= int8_["mean_cosine"] < 1
-    assert int8_["images"] == fp32["images"] == len(NAMES)
+    assert int8_["samples"] == fp32["samples"] == len(NAMES)
     assert int8_["limits"] == {
         "min_cosine": 0.997,
         "max_difference": 1.0,
@@ -189,7 +191,7 @@ def test_model_json_holds_the_figures_of_both_gates(each: Export) -> None:
     assert fp32["limits"] == {"min_cosine": 0.99999, "max_difference": 1e-4}
     assert int8_["engines"] == ["onnx"]
     assert int8_["scheme"] == "int8row"
-    assert card["format"] == 1
+    assert card["format"] == 2
     sizes = {name: file["bytes"] for name, file in card["files"].items()}
     assert sizes["visual.int8.onnx.data"] < sizes["visual.onnx.data"] / 1.4  # with what is mended
 
@@ -271,7 +273,8 @@ def test_one_scale_for_a_tensor_does_not_pass(
     plain: Export, parity_samples: list[parity.Sample], tmp_path: Path
 ) -> None:
     """The vectors that it gives alone are exact enough; in a batch they are others."""
-    int8.save(plain.tower.build(OneScale(plain.tower.rounded)), tmp_path)
+    model_file = tmp_path / "visual.int8.onnx"
+    int8.save(plain.tower.build(OneScale(plain.tower.rounded)), model_file)
     model = dataclasses.replace(Model.load(plain.directory), directory=tmp_path)
     engine = OnnxCpuEngine(model, threads=1, precision="int8")
     rows = parity.compare([engine], [sample for sample in parity_samples if sample.name in NAMES])
@@ -375,7 +378,8 @@ def state(reference: Reference) -> graph.Weights:
 
 
 def built(weights: graph.Weights, linear: graph.Linear) -> onnx.ModelProto:
-    return graph.build(weights, np.array(MEAN), np.array(STD), linear=linear)
+    mean, std = np.array(MEAN), np.array(STD)
+    return graph.build_image(weights, checkpoint.VIT_B_32, mean, std, linear=linear)
 
 
 # --- its parts
@@ -459,7 +463,7 @@ def test_it_is_calibrated_with_pictures_that_it_is_not_judged_by() -> None:
 
 
 def test_sound_weights_are_not_mended(plain: Export) -> None:
-    assert plain.card["parity_int8"]["layers_in_float"] == []
+    assert plain.mended.in_float == ()
     assert "in float" not in plain.output
 
 
@@ -482,7 +486,7 @@ def test_where_nothing_is_gained_it_says_so_loudly(plain: Export) -> None:
     all_of_it = dataclasses.replace(plain.tower, in_float=tuple(plain.tower.weights))
     text = mending.cost(all_of_it, 91.5, before=29, now=71, fp32=100)
     assert "50 of 50 layers are in float: +91.5 MB" in text
-    assert "an image takes 71 ms instead of 29 (fp32: 100)" in text
+    assert "one inference takes 71 ms instead of 29 (fp32: 100)" in text
     assert "WARNING" in text
     assert "Use fp32" in text
     assert "WARNING" not in mending.cost(all_of_it, 91.5, before=29, now=70, fp32=100)
@@ -544,7 +548,7 @@ def test_synthetic_outliers_leave_the_function_as_it_was(reference: Reference) -
 
 
 def test_a_synthetic_checkpoint_is_made_with_them(tmp_path: Path) -> None:
-    small = (64, 64, 2, 64, 32, 8, 100, 64, 1, 1)
+    small = Architecture(64, 64, 2, 64, 32, 8, 100, 64, 1, 1)
     make = partial(checkpoint.make_synthetic, architecture=small)
     plain = torch.jit.load(make(tmp_path / "plain.pt")).state_dict()
     hard = torch.jit.load(

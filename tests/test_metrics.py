@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from handler.engines import Embeddings, Pixels
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.images import sandbox
 from handler.model import Model
-from tests.conftest import serve, with_settings
+from tests.conftest import ROOT, serve, with_settings
 from tests.test_server import slow_picture
 
 JPEG = {"content-type": "image/jpeg"}
@@ -132,6 +133,13 @@ def test_both_of_prometheus_formats(client: httpx.Client) -> None:
     families = parse_openmetrics(newer.text)  # type: ignore[no-untyped-call]
     assert {family.name for family in families} >= NAMES
     assert "_created" not in plain.text + newer.text
+
+
+def test_the_readme_names_every_metric_of_the_service(client: httpx.Client) -> None:
+    named = re.findall(r"`(clip_[a-z_]+)", (ROOT / "README.md").read_text())
+    served = {family.name for family in parse(client.get("/metrics").text)}
+    ours = {name for name in served if name.startswith("clip_")}
+    assert {name.removesuffix("_total") for name in named} == ours
 
 
 NAMES = {

@@ -70,7 +70,7 @@ def _encode_batch(event: Event, context: Any, encoder: Encoder) -> dict[str, Any
         schemas.check_count(len(event["images"]), encoder.config.max_images)
     request = schemas.validate(schemas.EncodeBatchRequest, event)
     images = schemas.read_images(request.images, encoder.config.max_images)
-    outcomes = encoder.encode_batch(images, budget)
+    outcomes = encoder.encode_images(images, budget)
     return {
         "embeddings": answers.batch_floats(outcomes),
         "errors": answers.batch_errors(outcomes),

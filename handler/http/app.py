@@ -111,7 +111,7 @@ def _add_routes(app: FastAPI, encoder: Encoder, admission: Admission) -> None:
 
         def encode(content_type: str, body: Body) -> Response:
             images = bodies.read_images(content_type, body, config.max_images)
-            outcomes = encoder.encode_batch(images, _budget(request, encoder))
+            outcomes = encoder.encode_images(images, _budget(request, encoder))
             return Response(answers.batch_json(outcomes), media_type=JSON)
 
         return await admission.answer(request, encode)
