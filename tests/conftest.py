@@ -33,13 +33,14 @@ import uvicorn
 from export import images
 from handler.config import Config
 from handler.encoder import Encoder
-from handler.engines import Engine, Pixels
+from handler.engines import Embedding, Engine, Pixels
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.http.app import create_app
 from handler.images import sandbox
 from handler.images.wire import SIZE
 from handler.model import Model
 from handler.text.tokenizer import Tokenizer
+from handler.towers.image import ImageTower
 
 if TYPE_CHECKING:
     from export.checkpoint import Reference
@@ -54,7 +55,7 @@ LONGEST = (
     *("test_int8", "test_proof", "test_parity", "test_sandbox", "test_export", "test_server"),
     *("test_state_machine", "test_soak", "test_faults", "test_jpeg_draft", "test_s3"),
     *("test_batch", "test_output", "test_bombs", "test_deadlines", "test_requests"),
-    *("test_template", "test_tokenizer"),
+    *("test_template", "test_tokenizer", "test_page"),
 )
 """The files that take longest, which are begun first.
 
@@ -230,6 +231,21 @@ def with_settings(encoder: Encoder, **settings: Any) -> Encoder:
     return changed
 
 
+def image_tower(encoder: Encoder) -> ImageTower:
+    """The image tower of an encoder that has one."""
+    assert encoder.images
+    return encoder.images
+
+
+def with_golden(model: Model, name: str, embedding: Embedding) -> Model:
+    """`model`, of which the self-check of the tower `name` expects another vector."""
+    tower = model.towers[name]
+    changed = dataclasses.replace(
+        tower, golden=dataclasses.replace(tower.golden, embedding=embedding)
+    )
+    return dataclasses.replace(model, towers={**model.towers, name: changed})
+
+
 @pytest.fixture(scope="session")
 def cloud() -> Iterator[SimpleNamespace]:
     """The stand-in for AWS, with a versioned bucket ``photos`` and an empty one, ``vectors``."""
@@ -374,6 +390,14 @@ def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
                 return
         time.sleep(0.05)
     pytest.fail("the server does not listen")
+
+
+def with_engine(encoder: Encoder, engine: Engine) -> Encoder:
+    """`encoder` with another engine for images, which is not asked to pass the self-check."""
+    changed = copy.copy(encoder)
+    changed.images = copy.copy(image_tower(encoder))
+    changed.images.engine = engine
+    return changed
 
 
 def require(name: str, present: object, reason: str) -> None:

@@ -17,11 +17,11 @@ from prometheus_client.parser import text_string_to_metric_families as parse
 from handler import telemetry
 from handler.config import Config
 from handler.encoder import Encoder
-from handler.engines import Embeddings, Pixels
+from handler.engines import Embeddings, Pixels, TokenIds
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.images import sandbox
 from handler.model import Model
-from tests.conftest import ROOT, serve, with_settings
+from tests.conftest import ROOT, image_tower, serve, with_engine, with_settings
 from tests.test_server import slow_picture
 
 JPEG = {"content-type": "image/jpeg"}
@@ -87,13 +87,12 @@ def test_pending_is_how_many_are_in_progress(encoder: Encoder, model: Model, pho
     busy, go_on = threading.Event(), threading.Event()
 
     class Slow(OnnxCpuEngine):
-        def encode(self, pixels: Pixels) -> Embeddings:
+        def encode(self, inputs: Pixels | TokenIds) -> Embeddings:
             busy.set()
             go_on.wait(timeout=60)
-            return super().encode(pixels)
+            return super().encode(inputs)
 
-    slow = with_settings(encoder)
-    slow.engine = Slow(model, threads=1)
+    slow = with_engine(encoder, Slow(model, threads=1))
     with serve(slow) as client, ThreadPoolExecutor(1) as other:
         before = samples(client)["clip_pending"]
         running = other.submit(client.post, "/encode_image", content=photo, headers=JPEG)
@@ -110,7 +109,7 @@ def test_killed_decoders_are_counted_and_in_the_log(
     hasty = dataclasses.replace(config, decode_seconds=0.1)
     decoder = sandbox.start(hasty)
     with (
-        serve(Encoder(encoder.engine, model, hasty, decoder)) as client,
+        serve(Encoder(image_tower(encoder).engine, model, hasty, decoder)) as client,
         caplog.at_level(logging.INFO, telemetry.log.name),
     ):
         assert client.post("/encode_image", content=photo, headers=JPEG).status_code == 200

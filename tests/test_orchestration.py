@@ -12,7 +12,7 @@ import yaml
 from handler.config import Config
 from handler.encoder import Encoder
 from handler.http.app import create_app
-from tests.conftest import ROOT, require, serve, with_settings
+from tests.conftest import ROOT, image_tower, require, serve, with_engine
 
 EXAMPLES = ROOT / "examples"
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -88,8 +88,8 @@ def test_composes_health_check_tells_good_from_bad(compose: Any, encoder: Encode
     """Run as Docker would run it, in front of servers that are ready, unhealthy and not there."""
     kind, *command = compose["services"]["server"]["healthcheck"]["test"]
     assert kind == "CMD"
-    unhealthy = with_settings(encoder)
-    unhealthy.fault = "the golden image's vector is another"
+    unhealthy = with_engine(encoder, image_tower(encoder).engine)
+    image_tower(unhealthy).fault = "the golden image's vector is another"
     found = []
     for each in (encoder, unhealthy):
         with serve(each) as client:

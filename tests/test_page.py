@@ -25,13 +25,13 @@ from playwright.sync_api import (
 from export import images
 from handler.config import Config
 from handler.encoder import Encoder
-from handler.engines import Embeddings, Pixels
+from handler.engines import Embeddings, Pixels, TokenIds
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.http.app import create_app
 from handler.http.page import FILE
 from handler.http.policy import policy
 from handler.model import Model
-from tests.conftest import require, serve, with_settings
+from tests.conftest import image_tower, require, serve, with_engine, with_golden, with_settings
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = (
@@ -275,7 +275,8 @@ def test_synthetic_weights_are_shouted(visit: Open, encoder: Encoder) -> None:
 
 def test_other_weights_are_not(visit: Open, encoder: Encoder, model: Model, config: Config) -> None:
     official = dataclasses.replace(model, weights="openai")
-    healthy = Encoder(encoder.engine, official, config, encoder.decoder)
+    tower = image_tower(encoder)
+    healthy = Encoder(tower.engine, official, config, tower.decoder)
     with serve(healthy) as client:
         page = visit(str(client.base_url)).page
         expect(page.locator("#service")).to_have_text("ViT-B/32 · onnx on cpu · healthy")
@@ -285,8 +286,9 @@ def test_other_weights_are_not(visit: Open, encoder: Encoder, model: Model, conf
 def test_a_failed_self_check_is_shouted(
     visit: Open, encoder: Encoder, model: Model, config: Config
 ) -> None:
-    other = dataclasses.replace(model, golden_embedding=-model.golden_embedding)
-    with serve(Encoder(encoder.engine, other, config, encoder.decoder)) as client:
+    tower = image_tower(encoder)
+    other = with_golden(model, "image", -model.towers["image"].golden.embedding)
+    with serve(Encoder(tower.engine, other, config, tower.decoder)) as client:
         page = visit(str(client.base_url)).page
         expect(page.get_by_role("alert").first).to_contain_text("SELF-CHECK FAILED")
         choose(page, {"cat.jpg": pictures()["cat.jpg"]})
@@ -299,14 +301,13 @@ def test_what_may_work_later_can_be_tried_again(
     class Failing(OnnxCpuEngine):
         broken = True
 
-        def encode(self, pixels: Pixels) -> Embeddings:
+        def encode(self, inputs: Pixels | TokenIds) -> Embeddings:
             if self.broken:
                 raise RuntimeError
-            return super().encode(pixels)
+            return super().encode(inputs)
 
-    failing = with_settings(encoder)
-    failing.engine = engine = Failing(model, threads=1)
-    with serve(failing) as client:
+    engine = Failing(model, threads=1)
+    with serve(with_engine(encoder, engine)) as client:
         page = visit(str(client.base_url)).page
         choose(page, {"cat.jpg": pictures()["cat.jpg"]})
         assert "internal_error the service failed" in card(page, "cat.jpg")
@@ -320,7 +321,7 @@ def test_a_service_that_has_gone_is_named(visit: Open, encoder: Encoder) -> None
     with serve(with_settings(encoder)) as client:
         page = visit(str(client.base_url)).page
     choose(page, {"cat.jpg": pictures()["cat.jpg"]})
-    assert "no_answer the service does not answer" in card(page, "cat.jpg")
+    assert "no_answer there is no answer: the service is gone" in card(page, "cat.jpg")
 
 
 def test_behind_a_proxys_path_it_works_as_well(visit: Open, encoder: Encoder) -> None:

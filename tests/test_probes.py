@@ -1,7 +1,6 @@
 """``/live`` and ``/ready``: what an orchestrator is told."""
 
 import asyncio
-import dataclasses
 import os
 import signal
 import threading
@@ -9,18 +8,17 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
-import numpy as np
 import pytest
 from fastapi import FastAPI
 
 from handler.config import Config
 from handler.encoder import Encoder
-from handler.engines import Embeddings, Pixels
+from handler.engines import Embeddings, Pixels, TokenIds
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.http import probes
 from handler.http.app import create_app
 from handler.model import Model
-from tests.conftest import serve, with_settings
+from tests.conftest import image_tower, serve, with_engine, with_golden, with_settings
 
 JPEG = {"content-type": "image/jpeg"}
 Answer = tuple[int, str]
@@ -47,20 +45,19 @@ def test_a_server_that_is_well_lives_and_is_ready(client: httpx.Client) -> None:
 def test_a_stuck_inference_is_noticed_and_its_end_too(
     encoder: Encoder, model: Model, photo: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    go_on = threading.Event()
+    busy, go_on = threading.Event(), threading.Event()
 
     class Stuck(OnnxCpuEngine):
-        def encode(self, pixels: Pixels) -> Embeddings:
+        def encode(self, inputs: Pixels | TokenIds) -> Embeddings:
+            busy.set()
             go_on.wait(timeout=60)
-            return super().encode(pixels)
+            return super().encode(inputs)
 
     monkeypatch.setattr(probes, "STUCK_SECONDS", 0.5)
-    stuck = with_settings(encoder)
-    stuck.engine = Stuck(model, threads=1)
+    stuck = with_engine(encoder, Stuck(model, threads=1))
     with serve(stuck) as client, ThreadPoolExecutor(1) as other:
         running = other.submit(client.post, "/encode_image", content=photo, headers=JPEG)
-        while stuck.inference_seconds() == 0:
-            time.sleep(0.01)
+        assert busy.wait(timeout=60)
         assert ask(client, "/live") == (200, "alive")  # it has only begun
         time.sleep(0.6)
         assert ask(client, "/live") == (503, "stuck")
@@ -71,11 +68,10 @@ def test_a_stuck_inference_is_noticed_and_its_end_too(
 
 def test_an_inference_that_failed_is_over(encoder: Encoder, model: Model, photo: bytes) -> None:
     class Failing(OnnxCpuEngine):
-        def encode(self, pixels: Pixels) -> Embeddings:
+        def encode(self, inputs: Pixels | TokenIds) -> Embeddings:
             raise RuntimeError
 
-    failing = with_settings(encoder)
-    failing.engine = Failing(model, threads=1)
+    failing = with_engine(encoder, Failing(model, threads=1))
     with pytest.raises(RuntimeError):
         failing.encode(photo)
     assert failing.inference_seconds() == 0
@@ -84,8 +80,9 @@ def test_an_inference_that_failed_is_over(encoder: Encoder, model: Model, photo:
 def test_a_model_that_failed_its_self_check_lives_but_is_not_ready(
     encoder: Encoder, model: Model, config: Config
 ) -> None:
-    other = dataclasses.replace(model, golden_embedding=np.roll(model.golden_embedding, 1))
-    with serve(Encoder(encoder.engine, other, config, encoder.decoder)) as client:
+    tower = image_tower(encoder)
+    other = with_golden(model, "image", -model.towers["image"].golden.embedding)
+    with serve(Encoder(tower.engine, other, config, tower.decoder)) as client:
         assert ask(client, "/live") == (200, "alive")
         assert ask(client, "/ready") == (503, "unhealthy")
 
