@@ -38,8 +38,6 @@ def add_viewer(app: FastAPI, files: Path) -> None:
             swagger_js_url=f"{root}{PATH}/{SCRIPT}",
             swagger_css_url=f"{root}{PATH}/{STYLE}",
             swagger_favicon_url=f"{root}{PATH}/{ICON}",
-            # By default the viewer has a public server validate the document.
-            swagger_ui_parameters={"validatorUrl": None},
         )
         allowed = {
             "script": "'self'",
