@@ -36,6 +36,7 @@ from export import (
     mending,
     parity,
     rounding,
+    texts,
 )
 from export.__main__ import main as export
 from export.calibration import Moments
@@ -49,6 +50,7 @@ from handler.config import Config, ConfigError
 from handler.encoder import load_encoder
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.model import Architecture, Model, ModelError
+from handler.outcome import Outcome
 from tests.conftest import pixels_of
 
 NAMES = (*(f"photograph {name}" for name in images.PHOTOGRAPHS), "1-bit")
@@ -63,6 +65,8 @@ class Export:
     tower: Tower
     """In integers altogether, before it was mended."""
     output: str
+    name: str = "image"
+    """Which tower it is of."""
 
     @property
     def card(self) -> dict[str, Any]:
@@ -71,16 +75,19 @@ class Export:
 
     @property
     def mended(self) -> Tower:
-        names = self.card["towers"]["image"]["parity_int8"]["layers_in_float"]
+        names = self.card["towers"][self.name]["parity_int8"]["layers_in_float"]
         return dataclasses.replace(self.tower, in_float=tuple(names))
 
 
 @contextlib.contextmanager
 def quickly() -> Iterator[pytest.MonkeyPatch]:
-    """Export over few images, and calibrate with a quarter of the pictures."""
+    """Export over few images and texts, and calibrate with a quarter of the pictures."""
     few = images.calibration_pixels()[::4]
     chosen = {name: images.parity_images()[name] for name in NAMES}
+    captions = texts.captions()[::9]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texts, "captions", lambda: captions)
+        patch.setattr(texts, "nasty", lambda: ())
         patch.setattr(images, "calibration_pixels", lambda: few)
         patch.setattr(images, "parity_images", lambda: chosen)
         patch.setattr(mending, "SHOWN", 1)
@@ -88,9 +95,12 @@ def quickly() -> Iterator[pytest.MonkeyPatch]:
 
 
 def exported(
-    reference: Reference, folder: Path, change: Callable[[Tower], Tower] = lambda tower: tower
+    reference: Reference,
+    folder: Path,
+    change: Callable[[Tower], Tower] = lambda tower: tower,
+    name: str = "image",
 ) -> Export:
-    """Run the export of `reference`, which must succeed; `change` may spoil its integers."""
+    """Run the export of a tower, which must succeed; `change` may spoil its integers."""
     towers = []
     quantize = int8.quantize
 
@@ -102,9 +112,9 @@ def exported(
         patch.setattr("export.__main__._reference", lambda options: reference)
         patch.setattr(int8, "quantize", noting)
         out = folder / "model"
-        arguments = ["--synthetic", "--precision", "int8", "--towers", "image"]
+        arguments = ["--synthetic", "--precision", "int8", "--towers", name]
         assert export([*arguments, "--out", str(out)]) == 0
-    return Export(out, reference, towers[0], output.getvalue())
+    return Export(out, reference, towers[0], output.getvalue(), name)
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +141,17 @@ def hard(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Expo
         return dataclasses.replace(tower, rounded={**tower.rounded, SPOILED: spoiled})
 
     return exported(changed, tmp_path_factory.mktemp("hard"), spoil)
+
+
+@pytest.fixture(scope="module")
+def text(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """The text tower, of weights with heavy tails and with channels that stand out."""
+    changed = copy.deepcopy(reference)
+    _draw_norms(changed.model)
+    checkpoint.redraw(changed.model.transformer, "student")
+    checkpoint.add_outliers(changed.model)
+    changed.model.half().float()
+    return exported(changed, tmp_path_factory.mktemp("text"), name="text")
 
 
 @torch.no_grad()
@@ -252,6 +273,27 @@ def test_vectors_are_the_same_to_the_bit_in_every_batch(each: Export, size: int)
     np.testing.assert_array_equal(together[list(some)], alone)
 
 
+def test_texts_are_as_exact_as_images(text: Export) -> None:
+    tower = text.card["towers"]["text"]
+    assert text.card["files"].keys() >= {"text.int8.onnx", "text.int8.onnx.data", "vocabulary.json"}
+    assert tower["parity"]["min_cosine"] > 0.99999
+    assert 0.997 <= tower["parity_int8"]["min_cosine"] < 0.99999
+    assert tower["parity_int8"]["mean_cosine"] >= 0.9995
+    assert tower["parity_int8"]["engines"] == ["onnx"]
+    assert len(text.mended.in_float) < 10  # of 49: most of it is in integers
+
+
+def test_the_vector_of_a_text_does_not_depend_on_the_texts_beside_it(text: Export) -> None:
+    encoder = load_encoder(Config(model_dir=text.directory, precision="int8"))
+    assert encoder.fault is None
+    captions = texts.captions()
+    tokens = [Outcome(encoder.tokenize(caption)) for caption in captions]
+    together = [outcome.get() for outcome in encoder.encode_texts(tokens)]
+    for place in range(0, len(captions), 10):
+        (alone,) = encoder.encode_texts(tokens[place : place + 1])
+        np.testing.assert_array_equal(together[place], alone.get(), captions[place])
+
+
 # --- faults that must be seen
 
 
@@ -321,11 +363,11 @@ def layer() -> tuple[Matrix, Matrix]:
 def alone(weight: Matrix, bias: Matrix, rows: Matrix) -> tuple[Matrix, Matrix]:
     """What one linear layer in integers makes of `rows`, and the scales that it gives them."""
     linear = Integer({"layer": nearest(weight)})
-    g = Graph(halve=False, linear=linear)
+    g = Graph("layer", halve=False, linear=linear)
     x = g.input("x", onnx.TensorProto.FLOAT, "n", weight.shape[1])
     g.output(linear(g, x, "layer", weight, bias), "n", weight.shape[0])
     g.output(linear.scale(g, x), "n", 1)
-    parts = (g.nodes, "layer", g.inputs[1:], g.outputs, g.initializers)  # without the pixels
+    parts = (g.nodes, "layer", g.inputs, g.outputs, g.initializers)
     opsets = [onnx.helper.make_opsetid("", graph.OPSET)]
     opsets.append(onnx.helper.make_opsetid(graph.ONNX_RUNTIME, 1))
     model = onnx.helper.make_model(
@@ -388,8 +430,8 @@ def built(weights: graph.Weights, linear: graph.Linear) -> onnx.ModelProto:
 def test_smoothing_changes_the_weights_but_not_the_function(hard: Export) -> None:
     weights = state(hard.reference)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
-    before = Vectors(built(weights, graph.FLOAT))(pixels)
-    after = Vectors(hard.tower.build(graph.FLOAT))(pixels)
+    before = Vectors(built(weights, graph.FLOAT))(list(pixels))
+    after = Vectors(hard.tower.build(graph.FLOAT))(list(pixels))
     np.testing.assert_array_equal(before, after)  # factors are powers of two, so to the bit
     for layer in range(12):
         name = f"transformer.resblocks.{layer}.mlp.c_fc"
@@ -495,7 +537,7 @@ def test_where_nothing_is_gained_it_says_so_loudly(plain: Export) -> None:
 # --- the gate
 
 
-def row(name: str, cosine: float, precision: str = "int8", **others: bool) -> parity.Row:
+def row(name: str, cosine: float, precision: str = "int8", **others: Any) -> parity.Row:
     return parity.Row(name, "onnx", True, cosine, 0.01, precision, **others)
 
 

@@ -77,7 +77,10 @@ class LogLines:
         fingerprint: str,
         observe: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
-        """`observe` is given what the line says, once the request is over."""
+        """Take the fingerprint for those answers that do not name their own.
+
+        `observe` is given what the line says, once the request is over.
+        """
         self.app = app
         self.fingerprint = fingerprint.encode()
         self.observe = observe
@@ -97,11 +100,11 @@ class LogLines:
             async def send_with_headers(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     record["status"] = message["status"]
-                    ours = [
-                        (b"x-clip-fingerprint", self.fingerprint),
-                        (b"x-request-id", record["request_id"].encode()),
-                    ]
-                    message["headers"] = [*message.get("headers", []), *ours]
+                    headers = list(message.get("headers", []))
+                    if b"x-clip-fingerprint" not in dict(headers):
+                        headers.append((b"x-clip-fingerprint", self.fingerprint))
+                    headers.append((b"x-request-id", record["request_id"].encode()))
+                    message["headers"] = headers
                 await send(message)
 
             await self.app(scope, receive, send_with_headers)

@@ -100,7 +100,9 @@ class TextTower:
         """
         engine = self._usable().engine
         tokens = {i: text.get() for i, text in enumerate(texts) if text.error is None}
-        outcomes = {i: Outcome[Embedding](error=text.error) for i, text in enumerate(texts)}
+        outcomes: dict[int, Outcome[Embedding]] = {
+            i: Outcome(error=text.error) for i, text in enumerate(texts)
+        }
         for places in _chunks(tokens):
             ids = np.stack([tokens[place].ids for place in places])
             inferred = Outcome.of(partial(self._infer, engine, ids, budget))
@@ -115,7 +117,8 @@ class TextTower:
 
         def encode() -> Embedding:
             ids = tokenizer.tokenize(golden.input.decode()).ids
-            return self._infer(engine, ids[None], Budget())[0]
+            embedding: Embedding = self._infer(engine, ids[None], Budget())[0]
+            return embedding
 
         self.fault = self_check(self.name, engine.precision, golden.embedding, encode)
         return Loaded(tokenizer, engine)
