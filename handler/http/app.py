@@ -21,7 +21,6 @@ from handler.http.headers import preferred
 from handler.http.requests import Addresses, Faults, Heads, LogLines, error_response
 from handler.rank import rank as ranking_of
 
-
 if TYPE_CHECKING:
     from handler.http.server import WebServer
 
