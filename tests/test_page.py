@@ -250,6 +250,16 @@ def test_all_of_it_works_by_keyboard(visit: Open, tmp_path: Path) -> None:
     assert page.evaluate("document.activeElement.id") == "files"
 
 
+def test_all_are_removed_by_one_key_and_the_next_can_be_chosen_by_another(visit: Open) -> None:
+    page = visit().page
+    choose(page, pictures())
+    page.focus("#clear")
+    page.keyboard.press("Enter")
+    expect(page.locator(".card")).to_have_count(0)
+    expect(page.locator("#likeness")).to_be_hidden()
+    expect(page.locator("#files")).to_be_focused()
+
+
 def test_the_vectors_can_be_saved(visit: Open, encoder: Encoder) -> None:
     page = visit().page
     files = pictures()
@@ -547,6 +557,7 @@ def test_nothing_foreign_would_run_or_load(visit: Open) -> None:
                 blocked.push(event.effectiveDirective);
                 if (blocked.length === 4) resolve(blocked.sort());
             });
+            setTimeout(() => resolve(blocked.sort()), 10000);
             const script = document.createElement("script");
             script.textContent = "window.foreign = true";
             document.body.append(script);
