@@ -66,6 +66,16 @@ def test_requests_are_counted_by_route_and_status(encoder: Encoder, photo: bytes
     assert (found["clip_images_total"], found["clip_failed_total"]) == (5, 2)
 
 
+def test_texts_are_counted_beside_images(encoder: Encoder, photo: bytes) -> None:
+    with serve(with_settings(encoder)) as client:
+        client.post("/encode_texts", json={"texts": ["a cat", "very " * 100]})
+        client.post("/encode_image", content=photo, headers=JPEG)
+        found = samples(client)
+    assert (found["clip_texts_total"], found["clip_images_total"]) == (2, 1)
+    assert found["clip_failed_total"] == 1
+    assert found["clip_stage_seconds_count{stage=engine}"] == 2
+
+
 def test_stages_are_timed(encoder: Encoder, photo: bytes) -> None:
     with serve(with_settings(encoder)) as client:
         for _ in range(3):

@@ -521,7 +521,9 @@ def test_every_word_can_be_read_by_day_and_by_night(visit: Open, dark: bool) -> 
 
 def test_it_fits_a_phone(visit: Open) -> None:
     page = visit(width=360).page
-    choose(page, {**pictures(), "a" * 200 + ".txt": b"dear diary"})
+    tiny = images.encoded(images.photograph("coffee").resize((8, 8)), "PNG")
+    more = {f"{number}.png": tiny for number in range(6)}  # with a heat map wider than the phone
+    choose(page, {**pictures(), **more, "a" * 200 + ".txt": b"dear diary"})
     assert page.evaluate("document.documentElement.scrollWidth") == 360
     for button in page.locator("button:visible, .button:visible").all():
         box = button.bounding_box()
