@@ -359,7 +359,7 @@ def read_embedding(value: object, size: int) -> Embedding:
 def _numbers(value: object, size: int) -> Sequence[float] | NDArray[np.float32]:
     """`size` numbers, of whatever value."""
     if isinstance(value, str):
-        data = decode_base64(value)
+        data = decode_base64(value, "the embedding is not valid base64: send " + EMBEDDING_HELP)
         if len(data) == 4 * size:
             return np.frombuffer(data, "<f4")
     elif isinstance(value, list) and len(value) == size:
