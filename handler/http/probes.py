@@ -16,11 +16,11 @@ from fastapi.responses import JSONResponse
 
 from handler.encoder import Encoder
 
-STUCK_SECONDS = 60.0
+STUCK_SECONDS = 120.0
 """An inference that goes on for this long is stuck.
 
-It is one of eight images at most, which takes the slowest model that is served, on a quarter of a
-CPU, half of this time.
+It is one of eight images at most, which takes the largest model, on a quarter of a CPU, half of
+this time.
 """
 
 
