@@ -29,7 +29,7 @@ help:  ## this list
 run: $(EXPORTER) $(EXPORTED)  ## serve on PORT=3000, for this machine alone unless HOST=0.0.0.0 (WEIGHTS=openai|synthetic, PROFILE=exact|fast, MODEL=ViT-L/14, MODEL_DIR=model)
 	$(SERVE)
 
-dev: $(EXPORTER) $(MODEL)  ## the same, and loaded again whenever a file of handler/ changes
+dev: $(EXPORTER) $(EXPORTED)  ## the same, and loaded again whenever a file of handler/ changes
 	$(SERVE) --reload --reload-dir handler
 
 SERVE = CLIP_PROFILE=$(PROFILE) CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/uvicorn handler.main:app --no-access-log --host $(HOST) --port $(PORT)

@@ -117,7 +117,7 @@ def test_killed_decoders_are_counted_and_in_the_log(
     encoder: Encoder, model: Model, config: Config, photo: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     hasty = dataclasses.replace(config, decode_seconds=0.1)
-    decoder = sandbox.start(hasty)
+    decoder = sandbox.start(hasty, model.architecture.resolution)
     with (
         serve(Encoder(image_tower(encoder).engine, model, hasty, decoder)) as client,
         caplog.at_level(logging.INFO, telemetry.log.name),

@@ -242,5 +242,5 @@ def _operations(app: FastAPI) -> str:
     """What can be asked of the service: ``POST /encode_image`` and so on."""
     routes = [route for route in app.routes if isinstance(route, APIRoute)]
     paths = [route for route in routes if not route.path.startswith("/docs")]
-    named = [f"{method} {route.path}" for route in paths for method in route.methods or ()]
+    named = [f"{method} {route.path_format}" for route in paths for method in route.methods or ()]
     return ", ".join([*named, "GET /docs"])

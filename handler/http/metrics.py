@@ -84,7 +84,7 @@ class Metrics:
 
     def _route_of(self, path: str) -> str:
         routes = (route for route in self._app.routes if isinstance(route, Route))
-        return next((route.path for route in routes if route.path_regex.match(path)), OTHER)
+        return next((route.path_format for route in routes if route.path_regex.match(path)), OTHER)
 
 
 def _stage(field: str) -> str:
