@@ -63,6 +63,7 @@ class AsyncClient:
         self._flows = Flows(fingerprint, retries)
         self._shrink = shrink
         self._concurrency = concurrency
+        self._tasks: set[asyncio.Future[Any]] = set()
 
     async def encode_image(self, image: Image) -> Vector:
         """One image -> float32 [512]; see `Client.encode_image`."""
@@ -80,7 +81,7 @@ class AsyncClient:
         async def read_in_thread(numbered: tuple[int, Image]) -> Item:
             return await asyncio.to_thread(read, numbered)
 
-        items = side_by_side_async(read_in_thread, _numbered(images), READ_AHEAD)
+        items = side_by_side_async(read_in_thread, _numbered(images), READ_AHEAD, self._tasks)
         batcher = Batcher(limits.images, limits.body_bytes)
         async for result in self._encode_many(_groups(items, batcher), images_call):
             yield result
@@ -120,7 +121,11 @@ class AsyncClient:
         return answer.body
 
     async def close(self) -> None:
-        """Close the connections."""
+        """End what was begun, and close the connections."""
+        left = list(self._tasks)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
         await self._transport.close()
 
     async def __aenter__(self) -> Self:
@@ -139,7 +144,7 @@ class AsyncClient:
         async def encode(group: list[Item]) -> list[Result]:
             return await self._run(self._flows.batch(group, call_for))
 
-        async for results in side_by_side_async(encode, groups, self._concurrency):
+        async for results in side_by_side_async(encode, groups, self._concurrency, self._tasks):
             for result in results:
                 yield result
 

@@ -94,13 +94,21 @@ def side_by_side(
 
 
 async def side_by_side_async(
-    work: Callable[[T], Awaitable[U]], things: AsyncIterator[T], ahead: int
+    work: Callable[[T], Awaitable[U]],
+    things: AsyncIterator[T],
+    ahead: int,
+    tasks: set[asyncio.Future[Any]],
 ) -> AsyncIterator[U]:
-    """`side_by_side` for asyncio."""
+    """`side_by_side` for asyncio. What is begun and not done is in `tasks`, to be ended by others
+    where nobody asks for the rest.
+    """
     begun: deque[asyncio.Future[U]] = deque()
     try:
         async for thing in things:
-            begun.append(asyncio.ensure_future(work(thing)))
+            task: asyncio.Future[U] = asyncio.ensure_future(work(thing))
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            begun.append(task)
             if len(begun) > ahead:
                 yield await begun.popleft()
         while begun:

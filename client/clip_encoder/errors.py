@@ -9,10 +9,14 @@
         └── FingerprintChanged  the vectors are of another kind than those before
 
 ``code`` is the service's own word where the service answered (``not_an_image``, ``overloaded`` and
-so on: see the service's documentation), and one of these otherwise: ``unreadable_file`` (a file that
-cannot be read here), ``unreachable``, ``forbidden``, ``fingerprint_changed``, ``too_many_requests``,
-``function_error`` (the function crashed or ran out of time), ``foreign_answer`` (no answer of this
-service), ``missing_package``, and ``http_502`` and so on for statuses that no code came with::
+so on: see the service's documentation), and one of these otherwise:
+
+- ``unreadable_file``: a file that cannot be read here
+- ``unreachable``, ``forbidden``, ``too_many_requests``, or ``http_502`` and so on by the status
+- ``function_error``: the Lambda function crashed or ran out of time
+- ``fingerprint_changed``, ``foreign_answer`` (no answer of this service), ``missing_package``
+
+::
 
     try:
         vector = client.encode_image("photo.jpg")
