@@ -167,6 +167,14 @@ class Client:
             raise EncoderError("foreign_answer", "what answered is not this service")
         return answer.body
 
+    def expect(self, fingerprint: str) -> None:
+        """Take image vectors of no other fingerprint from now on.
+
+        Raises:
+            FingerprintChanged: vectors of another were taken already.
+        """
+        self._flows.expect("image", fingerprint)
+
     def close(self) -> None:
         """Wait for what was begun, and close the connections."""
         for name in ("_readers", "_senders"):

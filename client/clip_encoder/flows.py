@@ -53,17 +53,21 @@ class Flows:
                 failed = error
             else:
                 assert answer is not None  # only a `Wait` has none
-                self._compare(call.tower, answer.fingerprint)
+                if call.tower is not None and answer.fingerprint is not None:
+                    self.expect(call.tower, answer.fingerprint)
                 return answer
             yield Wait(pause(attempt, failed.retry_after))
         raise AssertionError("the last attempt returns or raises")
 
-    def _compare(self, tower: Tower | None, found: str | None) -> None:
-        if tower is None or found is None:
-            return
-        expected = self.fingerprints.setdefault(tower, found)
-        if found != expected:
-            raise FingerprintChanged(expected, found)
+    def expect(self, tower: Tower, fingerprint: str) -> None:
+        """Note the fingerprint of the vectors of `tower`.
+
+        Raises:
+            FingerprintChanged: it is another than that of those before.
+        """
+        expected = self.fingerprints.setdefault(tower, fingerprint)
+        if fingerprint != expected:
+            raise FingerprintChanged(expected, fingerprint)
 
     def batch(
         self, items: Sequence[Item], call_for: Callable[[Sequence[Item]], Call]

@@ -1,0 +1,65 @@
+"""What the commands' options have in common: which service, and how it is asked."""
+
+import argparse
+import os
+from typing import Any
+
+from clip_encoder.client import ADDRESS, CONCURRENCY, TIMEOUT, Client
+
+URL_VARIABLE, KEY_VARIABLE = "ENCODER_URL", "ENCODER_API_KEY"
+
+
+def add_service(parser: argparse.ArgumentParser) -> None:
+    """Add the options that name the service."""
+    group = parser.add_argument_group("the service")
+    group.add_argument(
+        "--url",
+        default=os.environ.get(URL_VARIABLE, ADDRESS),
+        metavar="ADDRESS",
+        help=f"http://..., https://..., lambda://function:alias or local:model-folder "
+        f"(default: {URL_VARIABLE}, or {ADDRESS})",
+    )
+    group.add_argument(
+        "--api-key",
+        default=os.environ.get(KEY_VARIABLE),
+        metavar="KEY",
+        help=f"API Gateway's key (default: {KEY_VARIABLE})",
+    )
+    group.add_argument(
+        "--sigv4", action="store_true", help="sign requests with the environment's AWS credentials"
+    )
+    group.add_argument(
+        "--timeout",
+        type=float,
+        default=TIMEOUT,
+        metavar="SECONDS",
+        help="to wait for an answer (default: %(default)s)",
+    )
+
+
+def add_load(parser: argparse.ArgumentParser) -> None:
+    """Add the options of commands that send many images."""
+    parser.add_argument(
+        "--concurrency",
+        type=int,
+        default=CONCURRENCY,
+        metavar="N",
+        help="requests sent side by side (default: %(default)s)",
+    )
+
+
+def connect(arguments: argparse.Namespace, **options: Any) -> Client:
+    """The client of the service that the options name.
+
+    Raises:
+        ValueError, EncoderError: as `Client`.
+    """
+    # A key in the environment is for HTTP; with another address it is not meant.
+    is_http = arguments.url.startswith("http")
+    return Client(
+        arguments.url,
+        api_key=arguments.api_key if is_http else None,
+        sigv4=arguments.sigv4,
+        timeout=arguments.timeout,
+        **options,
+    )
