@@ -85,8 +85,8 @@ def prove(folder: Path, count: int, kills: int) -> Report:
     with peer(service.answer) as server:
         for kill in range(kills):
             # Kills early and close together, so that the last run is the longest.
-            _run(server.address, images, output, service, stop_at=count * (kill + 1) // 20)
-        status, early_mb, peak_mb = _run(server.address, images, output, service, stop_at=None)
+            _run(server.address, images, output, service, count, count * (kill + 1) // 20)
+        status, early_mb, peak_mb = _run(server.address, images, output, service, count, None)
     return Report(
         files=count,
         kills=kills,
@@ -109,7 +109,7 @@ def _make(images: Path, count: int) -> None:
 
 
 def _run(
-    address: str, images: Path, output: Path, service: Service, stop_at: int | None
+    address: str, images: Path, output: Path, service: Service, count: int, stop_at: int | None
 ) -> tuple[int, float, float]:
     """One run of the command, killed when `stop_at` files were asked for.
 
@@ -128,13 +128,9 @@ def _run(
             process.wait()
             return -9, early_mb, peak_mb
         peak_mb = max(peak_mb, _memory_mb(process.pid))
-        if asked - at_start < (_total(images) - at_start) / 5:
+        if asked - at_start < (count - at_start) / 5:
             early_mb = peak_mb
     return process.wait(), early_mb, peak_mb
-
-
-def _total(images: Path) -> int:
-    return int(images.name and images.stat().st_nlink - 2) * 1000
 
 
 def _memory_mb(pid: int) -> float:

@@ -1,6 +1,7 @@
 """Small HTTP servers for the client's tests, which answer whatever a test tells them to."""
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,6 +45,13 @@ class Peer:
     """All that came in, in order."""
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, address: Any) -> None:
+        """Say what went wrong, unless it is that the client was killed."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, address)
+
+
 @contextmanager
 def peer(answer: Callable[[Request], Reply]) -> Iterator[Peer]:
     """Serve what `answer` makes of each request, on a port of its own."""
@@ -55,7 +63,10 @@ def peer(answer: Callable[[Request], Reply]) -> Iterator[Peer]:
         def do_GET(self) -> None:
             length = int(self.headers.get("content-length", 0))
             headers = {name.lower(): value for name, value in self.headers.items()}
-            request = Request(self.command, self.path, headers, self.rfile.read(length))
+            body = self.rfile.read(length)
+            if len(body) < length:  # the client was killed
+                return
+            request = Request(self.command, self.path, headers, body)
             requests.append(request)
             self._reply(answer(request))
 
@@ -76,7 +87,7 @@ def peer(answer: Callable[[Request], Reply]) -> Iterator[Peer]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with _Server(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         try:
