@@ -56,15 +56,15 @@ def _file(image: Image) -> bytes:
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image)
     if is_picture(image):
-        return _lossless(image)
+        return lossless(image)
     raise TypeError(
         "an image is a path, bytes, a Pillow image or s3://bucket/key, "
         f"not a {type(image).__name__}"
     )
 
 
-def _lossless(picture: "Picture") -> bytes:
-    """A Pillow image as a file that holds the same pixels in the same mode."""
+def lossless(picture: "Picture") -> bytes:
+    """A Pillow image as a file that holds the same pixels in the same mode: PNG, or else TIFF."""
     kind = "PNG" if picture.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else "TIFF"
     file = io.BytesIO()
     picture.save(file, kind)

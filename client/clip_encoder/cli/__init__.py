@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from clip_encoder.errors import EncoderError
 
-COMMANDS = ("encode",)
+COMMANDS = ("encode", "similar", "rank", "check", "health")
 """Each is a module here, with what its command takes and does."""
 BROKEN = 2
 """The exit status of a command that could not do its work, as of one that was given wrongly."""

@@ -86,7 +86,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.shard_size < 1:
         raise ValueError("--shard-size must be at least 1")
     shrink, concurrency = arguments.shrink, arguments.concurrency
-    with options.connect(arguments, shrink=shrink, concurrency=concurrency) as client:
+    with options.connect(
+        arguments, arguments.url, shrink=shrink, concurrency=concurrency
+    ) as client:
         fingerprint = fingerprint_of(client)
         with Journal(output) as journal:
             journal.expect(fingerprint)

@@ -11,24 +11,28 @@ URL_VARIABLE, KEY_VARIABLE = "ENCODER_URL", "ENCODER_API_KEY"
 
 def add_service(parser: argparse.ArgumentParser) -> None:
     """Add the options that name the service."""
-    group = parser.add_argument_group("the service")
-    group.add_argument(
+    parser.add_argument(
         "--url",
         default=os.environ.get(URL_VARIABLE, ADDRESS),
         metavar="ADDRESS",
         help=f"http://..., https://..., lambda://function:alias or local:model-folder "
         f"(default: {URL_VARIABLE}, or {ADDRESS})",
     )
-    group.add_argument(
+    add_access(parser)
+
+
+def add_access(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how the service lets the caller in."""
+    parser.add_argument(
         "--api-key",
         default=os.environ.get(KEY_VARIABLE),
         metavar="KEY",
         help=f"API Gateway's key (default: {KEY_VARIABLE})",
     )
-    group.add_argument(
+    parser.add_argument(
         "--sigv4", action="store_true", help="sign requests with the environment's AWS credentials"
     )
-    group.add_argument(
+    parser.add_argument(
         "--timeout",
         type=float,
         default=TIMEOUT,
@@ -48,16 +52,16 @@ def add_load(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def connect(arguments: argparse.Namespace, **options: Any) -> Client:
-    """The client of the service that the options name.
+def connect(arguments: argparse.Namespace, address: str, **options: Any) -> Client:
+    """The client of the service at `address`, let in as the options say.
 
     Raises:
         ValueError, EncoderError: as `Client`.
     """
     # A key in the environment is for HTTP; with another address it is not meant.
-    is_http = arguments.url.startswith("http")
+    is_http = address.startswith("http")
     return Client(
-        arguments.url,
+        address,
         api_key=arguments.api_key if is_http else None,
         sigv4=arguments.sigv4,
         timeout=arguments.timeout,
