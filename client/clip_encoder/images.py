@@ -17,8 +17,10 @@ else:
 Payload: TypeAlias = bytes | str
 """What is sent: a file's bytes, or ``s3://bucket/key`` of an image that the service fetches."""
 
-SHRUNK_SIDE = 672
-"""Pixels of the shorter side of an image that was shrunk: three times what the model sees."""
+MODEL_SIDE = 224
+"""Pixels of each side of what the model sees."""
+TIMES = 3
+"""An image that was shrunk is so many times as large as what the service makes of it."""
 QUALITY = 95
 """JPEG's, of an image that was shrunk."""
 
@@ -94,11 +96,20 @@ def shrunk(data: bytes) -> bytes:
 
 
 def _smaller(picture: "Picture", data: bytes) -> bytes:
-    scale = SHRUNK_SIDE / min(picture.size)
-    if scale > 0.75 or picture.mode not in ("RGB", "L") or "transparency" in picture.info:
+    shorter, longer = sorted(picture.size)
+    if (
+        shorter * 0.75 < TIMES * MODEL_SIDE
+        or picture.mode not in ("RGB", "L")
+        or "transparency" in picture.info
+    ):
         return data
     exif = picture.info.get("exif", b"")  # the service may turn the image by it
-    size = (round(picture.width * scale), round(picture.height * scale))
+    # A multiple of the very size that the service resizes to, which it rounds down: otherwise it
+    # might crop the two by a pixel differently, which changes a vector most.
+    long_side = TIMES * int(MODEL_SIDE * longer / shorter)
+    short_side = TIMES * MODEL_SIDE
+    is_wide = picture.width >= picture.height
+    size = (long_side, short_side) if is_wide else (short_side, long_side)
     file = io.BytesIO()
     small = picture.resize(size)  # bicubic, as the service resizes
     small.save(file, "JPEG", quality=QUALITY, subsampling=0, exif=exif)

@@ -7,17 +7,19 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clip_encoder.checking.causes import Both, Cause, find
 from clip_encoder.checking.comparison import NEIGHBOURS, SAME, Comparison, Vectors, compare
 from clip_encoder.checking.distribution import picture
 from clip_encoder.checking.sides import NewService, OldService, Side, Stored
 from clip_encoder.cli import options, sources
 from clip_encoder.errors import EncoderError
 from clip_encoder.results import Result
+
+if TYPE_CHECKING:
+    from clip_encoder.checking.causes import Cause
 
 EXIT = {"the same": 0, "different": 1, "the same after normalising": 3}
 """The exit status of each verdict. 2 is for a comparison that could not be made."""
@@ -76,7 +78,7 @@ class Report:
     """All that the command found."""
 
     comparison: Comparison
-    causes: list[Cause]
+    causes: list["Cause"]
     failed: dict[str, list[tuple[str, str]]]
     """Side -> (image, code) of each failure there."""
 
@@ -139,6 +141,11 @@ def _report(arguments: argparse.Namespace, old: Side, new: Side) -> Report:
     comparison = compare(
         [names[place] for place in places], old_vectors, new_vectors, arguments.same
     )
+    try:
+        from clip_encoder.checking.causes import Both, find  # here, because it needs Pillow
+    except ImportError as error:
+        detail = "finding causes needs Pillow: pip install 'clip-encoder[images]'"
+        raise EncoderError("missing_package", detail) from error
     causes = find(comparison, Both(old, new, old_vectors, new_vectors), arguments.model)
     return Report(comparison, causes, failed)
 
@@ -196,7 +203,7 @@ def _text(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _sentence(cause: Cause) -> str:
+def _sentence(cause: "Cause") -> str:
     how = "tried" if cause.tried else "not tried"
     if cause.tried and cause.least_cosine is not None:
         how += f": with that made up for, the least cosine is {cause.least_cosine:.7f}"

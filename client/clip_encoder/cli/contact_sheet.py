@@ -33,8 +33,8 @@ _PAGE = """\
 def page(title: str, rows: Sequence[tuple[str, float]]) -> str:
     """An HTML page of the images `rows`, each a name and a score, in this order.
 
-    An image that cannot be read here, such as one in S3, is shown by its name alone. Pillow makes the
-    small pictures; without it all are.
+    An image that cannot be read here, such as one in S3, is shown by its name alone. So are all
+    where Pillow is not installed, which makes the small pictures.
     """
     shown = "\n".join(
         f"<li>{_picture(name)}<b>{score:.4f}</b> {html.escape(_printable(name))}</li>"

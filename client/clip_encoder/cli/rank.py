@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--template",
         action="append",
         metavar="TEMPLATE",
-        help="a sentence that each text is put into, such as 'a photo of a {}.'; several are averaged",
+        help="what each text is put into, such as 'a photo of a {}.'; several are averaged",
     )
     parser.add_argument("--json", action="store_true", help="print the answer as JSON")
     options.add_service(parser)

@@ -1,4 +1,4 @@
-"""``clip-encoder similar``: the images of a file of vectors that are most like another, or a text."""
+"""``clip-encoder similar``: the images of a file of vectors that are most like an image or text."""
 
 import argparse
 import json
@@ -21,8 +21,8 @@ DESCRIPTION = """\
 Find the images of a file of vectors that are most like an image or a text: a table of cosines, and
 with --html a page with the pictures.
 
-The service is asked for one vector, of the image or the text. It must be of the fingerprint that made
-the file."""
+The service is asked for one vector, of the image or the text. It must be the one that made the
+file, or have the same fingerprint."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
