@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
+
 from clip_encoder import (
     AsyncClient,
     Client,
@@ -25,8 +27,6 @@ from clip_encoder import (
 from clip_encoder import images as sent
 from clip_encoder.batching import Batcher, Item, batches
 from clip_encoder.retries import pause, retry_after
-from PIL import Image
-
 from export import images
 from handler.encoder import Encoder
 from tests.conftest import free_port, serve, with_settings
@@ -654,7 +654,7 @@ def test_a_large_image_is_shrunk_before_it_is_sent(connect: Connect) -> None:
 
 
 def test_a_shrunk_image_is_cropped_where_the_whole_one_is(encoder: Encoder) -> None:
-    """At this size, to shrink it by the same factor on both sides would move the crop by a pixel."""
+    """At this size, the same factor for both sides would move the crop by a pixel."""
     picture = images.photograph("chelsea").resize((1734, 1153), Image.Resampling.BICUBIC)
     for turned in (picture, picture.transpose(Image.Transpose.ROTATE_90)):
         whole = images.encoded(turned, "JPEG", quality=90)

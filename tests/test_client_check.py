@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import numpy as np
 import pytest
+from PIL import Image
+
 from clip_encoder.checking.comparison import compare
 from clip_encoder.checking.distribution import picture
 from clip_encoder.cli import main
-from PIL import Image
-
 from export import images
 from tests.peers import Reply, peer
 

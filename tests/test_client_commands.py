@@ -15,10 +15,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from clip_encoder.cli import COMMANDS, main, parser
-from clip_encoder.cli.contact_sheet import SIDE, page
 from PIL import Image
 
+from clip_encoder.cli import COMMANDS, main, parser
+from clip_encoder.cli.contact_sheet import SIDE, page
 from export import images
 from handler.encoder import Encoder
 from tests.conftest import ROOT

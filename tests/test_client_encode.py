@@ -19,11 +19,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+
 from clip_encoder import files
 from clip_encoder.cli import main
 from clip_encoder.cli.journal import Journal
 from clip_encoder.cli.sources import Source
-
 from export import images
 from handler.encoder import Encoder
 from tests.client_proof import prove

@@ -97,11 +97,8 @@ def shrunk(data: bytes) -> bytes:
 
 def _smaller(picture: "Picture", data: bytes) -> bytes:
     shorter, longer = sorted(picture.size)
-    if (
-        shorter * 0.75 < TIMES * MODEL_SIDE
-        or picture.mode not in ("RGB", "L")
-        or "transparency" in picture.info
-    ):
+    is_plain = picture.mode in ("RGB", "L") and "transparency" not in picture.info
+    if not is_plain or shorter * 0.75 < TIMES * MODEL_SIDE:
         return data
     exif = picture.info.get("exif", b"")  # the service may turn the image by it
     # A multiple of the very size that the service resizes to, which it rounds down: otherwise it
