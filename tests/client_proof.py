@@ -1,9 +1,9 @@
 """Many small files through ``clip-encoder encode``, killed in the middle again and again.
 
 ``python -m tests.client_proof`` makes 100,000 files, and starts the command as often as it is
-killed, until it ends by itself. Then each file must have its own vector, once, and the memory of the
-longest run must not have grown. The service is a small server that makes a vector of each file's
-number, so that the run takes a minute or two; ``--files N`` is for fewer.
+killed, until it ends by itself. Then each file must have its own vector, once, and the memory of
+the longest run must not have grown. The service is a small server that makes a vector of each
+file's number, so that the run takes a minute or two; ``--files N`` is for fewer.
 """
 
 import argparse

@@ -14,7 +14,7 @@ from clip_encoder.checking.comparison import compare
 from clip_encoder.checking.distribution import picture
 from clip_encoder.cli import main
 from export import images
-from tests.peers import Reply, peer
+from tests.peers import Reply, peer, vector
 
 if TYPE_CHECKING:
     from export.checkpoint import Reference
@@ -270,6 +270,19 @@ def test_an_old_service_that_does_not_answer(check: Check, status: int) -> None:
         found, report = check(old.address)
     assert found == 2
     assert f"http_{status}" in report["error"]
+
+
+def test_a_cause_that_cannot_be_looked_for_costs_no_figures(
+    check: Check, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An old service that answers for the first eight images, and for no more."""
+    left = [Reply(body=vector(number)) for number in range(len(KINDS))]
+    with peer(lambda _: left.pop() if left else Reply(422, b"no more")) as old:
+        sides = ["--old", old.address, "--new", check.new]
+        assert main(["check", str(folder), *sides]) == 1
+    printed = capsys.readouterr()
+    assert "verdict: different" in printed.out
+    assert printed.err == "the cause could not be found: http_422: no more\n"
 
 
 @pytest.mark.parametrize("body", [{"embedding": [0.6, 0.8]}, [[0.6, 0.8]], [0.6, 0.8]])

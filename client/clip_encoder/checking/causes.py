@@ -158,44 +158,62 @@ def _all_of(side: Side, images: Sequence[bytes]) -> Vectors:
 # --- preprocessing --------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Trial:
+    """How near the new vectors come to the old ones once the images differ in some ways."""
+
+    ways: frozenset[str]
+    least_cosine: float
+    distance: float
+    """1 - cosine, the median."""
+
+
+class Trials:
+    """Tries ways to differ on some image files; what was asked for once is remembered."""
+
+    def __init__(self, files: list[bytes], old: Vectors, new: Side) -> None:
+        """Take the files, and the `old` vectors of them, [n, 512] of unit length."""
+        self._files = files
+        self._old = old
+        self._new = new
+        self._known: dict[bytes, Vectors] = {}
+
+    def make(self, ways: frozenset[str]) -> Trial:
+        """Send each file as it would be with `ways`; with none, as it is.
+
+        Raises:
+            EncoderError: the service fails for one of them.
+        """
+        files = [pictures.changed(file, ways) or file for file in self._files]
+        unknown = [file for file in dict.fromkeys(files) if file not in self._known]
+        if unknown:
+            self._known |= zip(unknown, _all_of(self._new, unknown), strict=True)
+        found = cosines(self._old, np.stack([self._known[file] for file in files]))
+        return Trial(ways, float(found.min()), float(np.median(1 - found)))
+
+
 def _preprocessing(files: list[bytes], old: Vectors, new: Side, tolerance: float) -> list[Cause]:
     """The ways to differ that, taken together, turn the new vectors of `files` into the `old`.
 
     Of several combinations that do, the one with the fewest ways. Where none does for every image,
     the one that brings the vectors ten times nearer, if there is one.
     """
-    plain = _all_of(new, files)
-    before = float(np.median(1 - cosines(old, plain)))
-    best: tuple[float, frozenset[str], float] | None = None
+    trials = Trials(files, old, new)
+    plain = best = trials.make(frozenset())
     for ways in pictures.combinations():
-        least, median = _try(files, plain, old, new, ways)
-        if 1 - least <= tolerance:
-            return _causes(ways, least)
-        if best is None or median < best[0] / 2:  # more ways must bring something
-            best = (median, ways, least)
-    if best is not None and best[0] < before / 10:
-        return _causes(best[1], best[2])
-    return []
+        trial = trials.make(ways)
+        if 1 - trial.least_cosine <= tolerance:
+            return _causes(trial)
+        if trial.distance < best.distance / 2:  # more ways must bring something
+            best = trial
+    return _causes(best) if best.distance < plain.distance / 10 else []
 
 
-def _try(
-    files: list[bytes], plain: Vectors, old: Vectors, new: Side, ways: frozenset[str]
-) -> tuple[float, float]:
-    """The least cosine, and the median distance, once `ways` are done to the images."""
-    changed = [pictures.changed(file, ways) for file in files]
-    places = [place for place, file in enumerate(changed) if file is not None]
-    vectors = plain.copy()
-    if places:
-        vectors[places] = _all_of(new, [file for file in changed if file is not None])
-    found = cosines(old, vectors)
-    return float(found.min()), float(np.median(1 - found))
-
-
-def _causes(ways: frozenset[str], least: float) -> list[Cause]:
+def _causes(trial: Trial) -> list[Cause]:
     return [
-        Cause(way, f"the old service {text}", tried=True, least_cosine=least)
+        Cause(way, f"the old service {text}", tried=True, least_cosine=trial.least_cosine)
         for way, text in pictures.DIFFERENCES.items()
-        if way in ways
+        if way in trial.ways
     ]
 
 
