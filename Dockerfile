@@ -40,17 +40,18 @@ RUN case "$TORCH" in \
 FROM torch AS export
 ARG WEIGHTS=openai
 ARG PROFILE=exact
+ARG TOWERS=image,text
 COPY handler/ handler/
 COPY export/ export/
 # The pattern makes the checkpoint optional: where it lies in the context nothing is downloaded.
 COPY requirements-torch.txt ViT-B-32.p[t] ./
 RUN mkdir -p ~/.cache/clip && if [ -f ViT-B-32.pt ]; then ln -s "$PWD/ViT-B-32.pt" ~/.cache/clip/; fi; \
     case "$PROFILE" in \
-        exact) precision=fp32; weights=visual.onnx ;; \
-        fast)  precision=int8; weights=visual.int8.onnx ;; \
+        exact) precision=fp32; kind=onnx ;; \
+        fast)  precision=int8; kind=int8.onnx ;; \
         *)     echo "PROFILE is exact or fast, not '$PROFILE'" >&2; exit 2 ;; \
     esac; \
-    export="python -m export --out /model --precision $precision"; \
+    export="python -m export --out /model --precision $precision --towers $TOWERS"; \
     case "$WEIGHTS" in \
         openai)    $export ;; \
         custom)    $export --checkpoint ViT-B-32.pt ;; \
@@ -61,7 +62,10 @@ RUN mkdir -p ~/.cache/clip && if [ -f ViT-B-32.pt ]; then ln -s "$PWD/ViT-B-32.p
               exit 1; }; \
     rm -rf ~/.cache/clip && chmod -R a+rX /model \
     # What the function needs of it: one precision's weights, and none of torch's.
-    && mkdir /function && cd /model && cp -l model.json $weights $weights.data /function/
+    && mkdir /function && cd /model && for file in model.json vocabulary.json \
+        visual.$kind visual.$kind.data text.$kind text.$kind.data; do \
+        if [ -f $file ]; then cp -l $file /function/; fi; \
+    done
 
 # --- target `server`: uvicorn and the torch engine, on CUDA where there is one ----------------------
 FROM torch AS server
@@ -82,9 +86,10 @@ CMD ["python", "-m", "uvicorn", "handler.main:app", "--no-access-log", "--host",
 FROM ${BASE_IMAGE} AS lambda
 ARG WEIGHTS=openai
 ARG PROFILE=exact
-LABEL clip.weights=${WEIGHTS} clip.profile=${PROFILE}
-# The image holds the weights of this profile only.
-ENV CLIP_PROFILE=${PROFILE}
+ARG TOWERS=image,text
+LABEL clip.weights=${WEIGHTS} clip.profile=${PROFILE} clip.towers=${TOWERS}
+# The image holds the weights of this profile and of these towers only.
+ENV CLIP_PROFILE=${PROFILE} CLIP_TOWERS=${TOWERS}
 COPY --from=packages /packages/ ./
 COPY --from=export /function/ model/
 COPY --from=packages /code/ ./

@@ -4,6 +4,7 @@ HOST      := 127.0.0.1
 PORT      ?= 3000
 WEIGHTS   ?= openai
 PROFILE   ?= exact
+TOWERS    ?= image,text
 MODEL_DIR ?= model
 TORCH     ?= cpu
 
@@ -79,8 +80,8 @@ proof: $(VENV)/.dev $(MODEL_DIR)/model.json  ## 10,000 good and bad objects thro
 
 # Lambda refuses an image index, which is what BuildKit's attestations would make of it.
 DOCKER ?= docker
-image:  ## the Lambda image, clip-image-encoder (WEIGHTS=openai|custom|synthetic, PROFILE=exact|fast)
-	BUILDX_NO_DEFAULT_ATTESTATIONS=1 $(DOCKER) build --build-arg WEIGHTS=$(WEIGHTS) --build-arg PROFILE=$(PROFILE) --tag clip-image-encoder .
+image:  ## the Lambda image, clip-image-encoder (WEIGHTS=openai|custom|synthetic, PROFILE=exact|fast, TOWERS=image,text|image|text)
+	BUILDX_NO_DEFAULT_ATTESTATIONS=1 $(DOCKER) build --build-arg WEIGHTS=$(WEIGHTS) --build-arg PROFILE=$(PROFILE) --build-arg TOWERS=$(TOWERS) --tag clip-image-encoder .
 
 contents:  ## what the Lambda image holds: every package and its version
 	@$(DOCKER) run --rm --entrypoint python clip-image-encoder -m pip list --path . --format freeze

@@ -39,7 +39,8 @@ def _ours(model: Path, threads: int) -> Encode:
     """The service's own engine: ``CLIP_*`` say which precision, and which threads."""
     from handler import main
 
-    return main.encoder.engine.encode
+    assert main.encoder.images is not None
+    return main.encoder.images.engine.encode
 
 
 def _torch(model: Path, threads: int) -> Encode:
@@ -72,7 +73,7 @@ def _torch_compile(model: Path, threads: int) -> Encode:
 
     torch.set_num_threads(threads)
     engine = TorchClipEngine(Model.load(model), device="cpu")
-    engine._visual.compile()  # the tower alone: what is around it is not torch's
+    engine.module.compile()  # the tower alone: what is around it is not torch's
     return engine.encode
 
 

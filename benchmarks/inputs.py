@@ -21,6 +21,7 @@ from events.generate import MULTIPART, multipart, rest
 from export import parity
 from export.checkpoint import Reference, load_reference
 from export.images import PHOTOGRAPHS, encoded, parity_images, photograph
+from export.towers import MEAN, STD
 from handler.config import PROFILES
 
 IMAGES = {  # name -> size, Pillow format and options
@@ -61,7 +62,7 @@ def write_judged(directory: Path, reference: Reference, images: dict[str, bytes]
     for number, data in enumerate(images.values()):
         (directory / f"{number}.image").write_bytes(data)
     (directory / "names.json").write_text(json.dumps(list(images)))
-    np.save(directory / "pixels.npy", np.stack([sample.pixels for sample in samples]))
+    np.save(directory / "pixels.npy", np.stack([sample.input for sample in samples]))
     np.save(directory / "vectors.npy", np.stack([sample.embedding for sample in samples]))
 
 
@@ -104,8 +105,8 @@ def write_fastembed(directory: Path, reference: Reference) -> None:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": exporter.MEAN,
-        "image_std": exporter.STD,
+        "image_mean": MEAN,
+        "image_std": STD,
         "do_convert_rgb": True,
     }
     (directory / "preprocessor_config.json").write_text(json.dumps(card))

@@ -41,7 +41,7 @@ def _ours() -> Subject:
     from handler.outcome import Outcome
 
     def encode(images: Sequence[bytes]) -> Any:
-        return [o.get() for o in main.encoder.encode_batch([Outcome(data) for data in images])]
+        return [o.get() for o in main.encoder.encode_images([Outcome(data) for data in images])]
 
     return Subject(main.handler, encode)
 

@@ -107,8 +107,10 @@ class Worker:
         from handler import main
 
         marks: list[float] = []
-        _mark(main.encoder.decoder, "decode", marks)
-        _mark(main.encoder.engine, "encode", marks)
+        tower = main.encoder.images
+        assert tower is not None
+        _mark(tower.decoder, "decode", marks)
+        _mark(tower.engine, "encode", marks)
         event = json.loads((self.inputs / "event.json").read_bytes())
         rows = []
         for _ in range(repeat):
@@ -128,8 +130,10 @@ class Worker:
 
         data = (self.inputs / f"{image}.image").read_bytes()
         config = main.encoder.config
+        tower = main.encoder.images
+        assert tower is not None
         rows = []
-        for decoder in [Unconfined(), main.encoder.decoder] * repeat:
+        for decoder in [Unconfined(), tower.decoder] * repeat:
             begin = clock()
             decoder.decode(data, config, lambda _: None)
             rows.append(clock() - begin)

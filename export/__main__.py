@@ -5,38 +5,34 @@ fails, and a model that was there before stays as it is.
 """
 
 import argparse
-import base64
 import importlib.metadata
-import io
 import json
 import platform
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 
-from export import ExportError, checkpoint, folder, graph, images, int8, mending, parity
-from export.checkpoint import DownloadError, Reference
+from export import ExportError, checkpoint, folder, graph, int8, mending, parity, towers
+from export.checkpoint import DEFAULT, MODELS, DownloadError, Reference
+from export.towers import MEAN, STD, Source
 from handler import __version__
+from handler.config import TOWERS
 from handler.engines import Engine
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.engines.torch_clip import TorchClipEngine
 from handler.model import FORMAT, Model
 from handler.precision import EXPORTED, PRECISIONS
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-"""clip.clip._transform's; `_card` refuses a clip whose own differ."""
-
 HELP = """\
 The official checkpoint could not be downloaded:
   {error}
-To use it, fetch ViT-B-32.pt on a machine that can reach
+To use it, fetch {file} on a machine that can reach
   {url}
-and put it at {cache}/ViT-B-32.pt, or pass it with --checkpoint FILE,
+and put it at {cache}/{file}, or pass it with --checkpoint FILE,
 then export again (`make model`, or `make model CHECKPOINT=FILE`)."""
 
 
@@ -48,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         with folder.replacing(options.out) as new:
             reference = _reference(options)
             print(f"checkpoint  {reference.path} ({reference.weights}, {reference.sha256[:12]}...)")
-            rows = write_model(reference, new.directory, options.precision)
+            rows = write_model(reference, new.directory, options.precision, options.towers)
             _gate(rows)
             new.publish()
     except (ExportError, OSError) as error:
@@ -59,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _gate(rows: list[parity.Row]) -> None:
-    """Refuse a model of which one vector or one pixel is not as clip has it."""
+    """Refuse a model of which one vector, pixel or token is not as clip has it."""
     if not parity.passed(rows):
         failed = sum(not row.passed for row in rows)
         count = f"{failed} of {len(rows)} comparisons failed"
@@ -75,12 +71,24 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="folder to write; a model that is there is replaced (default: model)",
     )
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--checkpoint", type=Path, help="a local ViT-B/32 TorchScript file")
+    source.add_argument("--checkpoint", type=Path, help="a local TorchScript file")
     source.add_argument("--synthetic", action="store_true", help="seeded noise instead of weights")
     source.add_argument(
         "--or-synthetic",
         action="store_true",
         help="the official checkpoint; seeded noise, loudly, if it cannot be downloaded",
+    )
+    parser.add_argument(
+        "--model",
+        choices=MODELS,
+        default=DEFAULT,
+        help=f"which of OpenAI's models (default: {DEFAULT})",
+    )
+    parser.add_argument(
+        "--towers",
+        type=lambda text: text.split(","),
+        default=list(TOWERS),
+        help="image, text, or both with a comma between: what to export (default: both)",
     )
     parser.add_argument(
         "--precision",
@@ -89,18 +97,24 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="int8: write that one beside fp32; cosines to clip's vectors are at least 0.999 for "
         "photographs and 0.997 for all else; layers too inexact in integers stay in float",
     )
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    for tower in options.towers:
+        if tower not in TOWERS:
+            parser.error(f"--towers takes {' and '.join(TOWERS)}, not {tower!r}")
+    return options
 
 
 def _reference(options: argparse.Namespace) -> Reference:
     synthetic = options.synthetic
     path = options.checkpoint
+    official = MODELS[options.model]
     if path is None and not synthetic:
         try:
-            path = checkpoint.fetch()
+            path = checkpoint.fetch(official.url, official.sha256)
         except DownloadError as error:
-            url, cache = checkpoint.OFFICIAL_URL, checkpoint.CACHE
-            text = HELP.format(error=error, url=url, cache=cache)
+            text = HELP.format(
+                error=error, url=official.url, cache=checkpoint.CACHE, file=official.file
+            )
             if not options.or_synthetic:
                 raise ExportError(
                     f"{text}\nOr pass --synthetic for weights that mean nothing."
@@ -111,89 +125,108 @@ def _reference(options: argparse.Namespace) -> Reference:
             )
             synthetic = True
     if synthetic:
-        path = checkpoint.make_synthetic(checkpoint.CACHE / "ViT-B-32-synthetic.pt")
-    return checkpoint.load_reference(path, synthetic)
+        path = checkpoint.CACHE / official.file.replace(".pt", "-synthetic.pt")
+        path = checkpoint.make_synthetic(path, architecture=official.architecture)
+    return checkpoint.load_reference(path, synthetic, options.model)
 
 
-def write_model(reference: Reference, directory: Path, precision: str = "fp32") -> list[parity.Row]:
-    """Write every file of a model folder and compare its engines with clip, image by image."""
-    state = {name: value.float() for name, value in reference.model.visual.state_dict().items()}
-    weights = {name: value.numpy() for name, value in state.items()}
-    samples = parity.samples(reference, images.parity_images())
-    visual = directory / PRECISIONS["fp32"].file
-    graph.save(graph.build(weights, np.array(MEAN), np.array(STD)), visual)
-    in_float: tuple[str, ...] = ()
-    if precision == "int8":
-        in_float = _write_int8(weights, samples, directory)
-    # Half where that loses nothing, as in the graph.
-    halves = {
-        name: v.half() if torch.equal(v.half().float(), v) else v for name, v in state.items()
-    }
-    torch.save(halves, directory / "visual.pt")
-
-    card = _card(reference, directory)
+def write_model(
+    reference: Reference,
+    directory: Path,
+    precision: str = "fp32",
+    names: Sequence[str] = TOWERS,
+) -> list[parity.Row]:
+    """Write every file of a model folder and compare its engines with clip, sample by sample."""
+    sources = []
+    if "image" in names:
+        sources.append(towers.image(reference))
+    if "text" in names:
+        sources.append(towers.text(reference, directory))
+    in_float = {source.name: _write_tower(source, precision, directory) for source in sources}
+    card = _card(reference, sources, directory)
     path = directory / "model.json"
     path.write_text(json.dumps(card, indent=2))
     model = Model.load(directory)  # through the reader that the service uses
-    engines: list[Engine] = [OnnxCpuEngine(model, threads=0), TorchClipEngine(model, device="cpu")]
-    if precision == "int8":
-        engines.append(OnnxCpuEngine(model, threads=0, precision="int8"))
-    rows = parity.compare(engines, samples)
-    card["parity"] = parity.summary(rows, "fp32")
-    if precision == "int8":
-        scheme = {"scheme": PRECISIONS["int8"].scheme, "layers_in_float": in_float}
-        card["parity_int8"] = parity.summary(rows, "int8") | scheme
+    rows: list[parity.Row] = []
+    for source in sources:
+        found = parity.compare(_engines(model, source.name, precision), source.samples)
+        tower = card["towers"][source.name]
+        tower["parity"] = parity.summary(found, "fp32")
+        if precision == "int8":
+            scheme = {"scheme": PRECISIONS["int8"].scheme}
+            layers = {"layers_in_float": in_float[source.name]}
+            tower["parity_int8"] = parity.summary(found, "int8") | scheme | layers
+        rows += found
     path.write_text(json.dumps(card, indent=2))
     return rows
 
 
-def _write_int8(
-    weights: graph.Weights, samples: list[parity.Sample], directory: Path
-) -> tuple[str, ...]:
-    """Write the graph in integers; the names of the layers that had to stay in float."""
-    calibration = images.calibration_pixels()
-    pixels = np.stack([sample.pixels for sample in samples])
-    tower = int8.quantize(weights, np.array(MEAN), np.array(STD), calibration)
-    tower = mending.mend(
-        tower,
-        calibration,
-        lambda encode: parity.close_enough(samples, encode(pixels), "onnx", "int8"),
+def _write_tower(source: Source, precision: str, directory: Path) -> tuple[str, ...]:
+    """Write a tower's weights for each engine; the names of its layers that int8 has in float."""
+    graph.save(
+        source.build(source.weights, graph.FLOAT),
+        directory / PRECISIONS["fp32"].file(source.name),
     )
-    int8.save(tower.model(), directory)
+    # Half where that loses nothing, as in the graph.
+    halves = {
+        name: v.half() if torch.equal(v.half().float(), v) else v
+        for name, v in source.state.items()
+    }
+    torch.save(halves, directory / PRECISIONS["fp16"].file(source.name))
+    if precision != "int8":
+        return ()
+    calibration = source.calibration()
+    inputs = [sample.input for sample in source.samples]
+    tower = mending.mend(
+        int8.quantize(source.weights, source.build, calibration),
+        calibration,
+        lambda encode: parity.close_enough(source.samples, encode(inputs), "onnx", "int8"),
+    )
+    int8.save(tower.model(), directory / PRECISIONS["int8"].file(source.name))
     return tower.in_float
 
 
-def _card(reference: Reference, directory: Path) -> dict[str, object]:
+def _engines(model: Model, tower: str, precision: str) -> list[Engine]:
+    """Every engine that the export wrote weights for."""
+    engines: list[Engine] = [
+        OnnxCpuEngine(model, threads=0, tower=tower),
+        TorchClipEngine(model, device="cpu", tower=tower),
+    ]
+    if precision == "int8":
+        engines.append(OnnxCpuEngine(model, threads=0, precision="int8", tower=tower))
+    return engines
+
+
+def _card(reference: Reference, sources: Sequence[Source], directory: Path) -> dict[str, Any]:
     """What ``model.json`` holds: all that a reader needs to trust a vector."""
-    normalize = reference.preprocess.transforms[-1]  # type: ignore[attr-defined]
-    if (tuple(normalize.mean), tuple(normalize.std)) != (MEAN, STD):
-        raise ExportError(
-            f"this clip normalises with {normalize.mean}, {normalize.std}: not OpenAI's"
-        )
-    golden = images.golden_image()
-    embedding = parity.reference_embedding(reference, Image.open(io.BytesIO(golden)))
-    packages = ("torch", "openai-clip", "torchvision", "onnx", "onnxruntime", "numpy", "pillow")
+    packages = (
+        *("torch", "openai-clip", "torchvision", "onnx", "onnxruntime", "numpy", "pillow"),
+        *("ftfy", "regex"),
+    )
     return {
         "format": FORMAT,
-        "model": "ViT-B/32",
-        "embedding_size": 512,
+        "model": reference.name,
+        "architecture": reference.architecture._asdict(),
         "weights": reference.weights,
         "checkpoint": {"file": reference.path.name, "sha256": reference.sha256},
+        "logit_scale": reference.model.logit_scale.exp().item(),
         "preprocessing": {
             "steps": ["resize shorter side", "centre crop", "RGB", "scale to [0, 1]", "normalise"],
-            "size": 224,
             "interpolation": "bicubic",
             "mean": MEAN,
             "std": STD,
+        },
+        "towers": {
+            source.name: {
+                "sha256": checkpoint.sha256_of_weights(source.state),
+                "golden": source.golden,
+            }
+            for source in sources
         },
         "versions": {
             "exporter": __version__,
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in packages},
-        },
-        "golden": {
-            "image": base64.b64encode(golden).decode(),
-            "embedding": [float(str(x)) for x in embedding],
         },
         "files": {
             file.name: {"bytes": file.stat().st_size, "sha256": checkpoint.sha256_of(file)}
@@ -203,10 +236,12 @@ def _card(reference: Reference, directory: Path) -> dict[str, object]:
 
 
 def _report(out: Path, rows: list[parity.Row]) -> None:
-    for precision in sorted({row.precision for row in rows}):
-        figures = parity.summary(rows, precision)
+    for tower, precision in sorted({(row.tower, row.precision) for row in rows}):
+        of_tower = [row for row in rows if row.tower == tower]
+        figures = parity.summary(of_tower, precision)
+        kind, given = ("images", "pixels") if tower == "image" else ("texts", "tokens")
         print(
-            f"parity {precision} {figures['images']} images, pixels identical in all, smallest "
+            f"parity {precision} {figures['samples']} {kind}, {given} identical in all, smallest "
             f"cosine {figures['min_cosine']:.8f}, "
             f"largest difference {figures['max_difference']:.1e}"
         )

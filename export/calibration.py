@@ -1,4 +1,4 @@
-"""What passes through the linear layers of the float graph, over the calibration's pictures."""
+"""What passes through the linear layers of the float graph, over the calibration's inputs."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -8,17 +8,17 @@ from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto
 
 from export import graph
-from export.graph import Graph, Linear, Matrix
+from export.graph import Graph, Inputs, Linear, Matrix, grouped
 
 BATCH = 16
-"""Pictures of one run: enough for the speed of large products, and few for memory."""
+"""Pictures or texts of one run: enough for the speed of large products, and few for memory."""
 
 Moments = NDArray[np.float64]
 """The mean of ``outer(x, x)`` over the rows x that a linear layer reads: [in, in]."""
 
 
 Build = Callable[[Linear], ModelProto]
-"""What makes a graph with the linear layers that it is given: `graph.build` with some weights."""
+"""What makes a graph with the linear layers that it is given, of one tower with some weights."""
 
 
 class Tapped:
@@ -48,16 +48,15 @@ class Tapped:
 
 
 class Calibration:
-    """Runs a float graph over pictures and sums up what its linear layers read."""
+    """Runs a float graph over pictures or texts and sums up what its linear layers read."""
 
-    def __init__(self, build: Build, pixels: NDArray[np.uint8]) -> None:
-        """`pixels`: [n, 224, 224, 3]."""
+    def __init__(self, build: Build, inputs: Inputs) -> None:
         tapped = Tapped()
         model = build(tapped)
         self.weights = tapped.weights
         """Name of each linear layer, in the order of the graph -> its weights, [out, in]."""
         self._inputs = tapped.inputs
-        self._pixels = pixels
+        self._given = inputs
         self._session = graph.session(model.SerializeToString())
 
     def peaks(self, names: Iterable[str]) -> dict[str, Matrix]:
@@ -88,12 +87,13 @@ class Calibration:
         return sums
 
     def _rows(self, names: Iterable[str]) -> Iterator[tuple[str, Matrix]]:
-        """(layer, what it reads: [rows, in]), for each batch of pictures and each of the layers."""
+        """(layer, what it reads: [rows, in]), for each batch of inputs and each of the layers."""
         names = list(names)
         values = [self._inputs[name] for name in names]
         options = ort.RunOptions()
         options.only_execute_path_to_fetches = True  # nothing behind the layers asked for
-        for start in range(0, len(self._pixels), BATCH):
-            feeds = {"pixels": self._pixels[start : start + BATCH]}
+        takes = self._session.get_inputs()[0].name
+        for batch in grouped(self._given, BATCH):
+            feeds = {takes: batch}
             for name, x in zip(names, self._session.run(values, feeds, options), strict=True):
                 yield name, x.reshape(-1, x.shape[-1])

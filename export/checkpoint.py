@@ -17,14 +17,65 @@ from tqdm import tqdm
 
 from export import ExportError
 from handler.engines.torch_clip import import_clip
+from handler.model import Architecture
 
-OFFICIAL_SHA256 = "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af"
-OFFICIAL_URL = f"https://openaipublic.azureedge.net/clip/models/{OFFICIAL_SHA256}/ViT-B-32.pt"
 CACHE = Path("~/.cache/clip").expanduser()
 """Where ``clip.load`` keeps its downloads, so that one download serves both."""
 
-VIT_B_32 = (512, 224, 12, 768, 32, 77, 49408, 512, 8, 12)
-"""clip.model.CLIP's arguments for ViT-B/32."""
+
+@dataclass(frozen=True)
+class Official:
+    """One of OpenAI's checkpoints."""
+
+    file: str
+    sha256: str
+    architecture: Architecture
+
+    @property
+    def url(self) -> str:
+        """Where OpenAI serves it."""
+        return f"https://openaipublic.azureedge.net/clip/models/{self.sha256}/{self.file}"
+
+
+VIT_B_32 = Architecture(
+    embedding_size=512,
+    resolution=224,
+    image_layers=12,
+    image_width=768,
+    patch=32,
+    context_length=77,
+    vocabulary=49408,
+    text_width=512,
+    text_heads=8,
+    text_layers=12,
+)
+VIT_L_14 = VIT_B_32._replace(
+    embedding_size=768, image_layers=24, image_width=1024, patch=14, text_width=768, text_heads=12
+)
+DEFAULT = "ViT-B/32"
+MODELS = {
+    DEFAULT: Official(
+        "ViT-B-32.pt",
+        "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+        VIT_B_32,
+    ),
+    "ViT-B/16": Official(
+        "ViT-B-16.pt",
+        "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+        VIT_B_32._replace(patch=16),
+    ),
+    "ViT-L/14": Official(
+        "ViT-L-14.pt",
+        "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+        VIT_L_14,
+    ),
+    "ViT-L/14@336px": Official(
+        "ViT-L-14-336px.pt",
+        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+        VIT_L_14._replace(resolution=336),
+    ),
+}
+"""clip's own names of its models with a vision transformer."""
 
 
 class DownloadError(ExportError):
@@ -41,10 +92,17 @@ class Reference:
     others by `sha256_of_weights`. Of two archives of the same weights, the bytes differ."""
     weights: str
     """``openai``, ``custom`` or ``synthetic``."""
+    name: str
+    """Which of `MODELS` it is."""
     model: Any
     """clip.model.CLIP."""
     preprocess: Callable[[Image.Image], torch.Tensor]
-    """PIL image -> float32 [3, 224, 224], normalised."""
+    """PIL image -> float32 [3, side, side], normalised."""
+
+    @property
+    def architecture(self) -> Architecture:
+        """The model's numbers."""
+        return MODELS[self.name].architecture
 
 
 def sha256_of(path: Path) -> str:
@@ -53,26 +111,33 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sha256_of_weights(image_tower: Mapping[str, torch.Tensor]) -> str:
+def sha256_of_weights(tower: Mapping[str, torch.Tensor]) -> str:
     """Hex digest of the weights themselves, whichever file and number format they were read from.
 
-    Hashed is the state dict of the image tower (``model.visual``), in the order of its names by
-    code point, with nothing between the tensors. Each tensor is one line of UTF-8 text, such as
+    Hashed is the state dict of a tower, in the order of its names by code point, with nothing
+    between the tensors. Each tensor is one line of UTF-8 text, such as
     ``conv1.weight float32 768x3x32x32`` and a newline, and then its values: float32,
     little-endian, last dimension fastest. A scalar has the shape ``-``.
 
-    The text tower has no part in it, so that it can be added or changed while the fingerprint of
-    image vectors stays.
+    Checkpoints are named by their image tower (``model.visual``). The text tower has no part in
+    that, so that it can be added or changed while the fingerprint of image vectors stays; it is
+    named by a digest of its own.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(image_tower.items()):
+    for name, tensor in sorted(tower.items()):
         shape = "x".join(map(str, tensor.shape)) or "-"
         digest.update(f"{name} float32 {shape}\n".encode())
         digest.update(np.ascontiguousarray(tensor.detach().numpy(), "<f4").data)
     return digest.hexdigest()
 
 
-def fetch(url: str = OFFICIAL_URL, sha256: str = OFFICIAL_SHA256, directory: Path = CACHE) -> Path:
+def text_tower(model: Any) -> dict[str, torch.Tensor]:
+    """The state dict of a model's text tower; clip has no module of its own for it."""
+    others = ("visual.", "logit_scale")
+    return {name: x for name, x in model.state_dict().items() if not name.startswith(others)}
+
+
+def fetch(url: str, sha256: str, directory: Path = CACHE) -> Path:
     """Download `url` into `directory`, verified, unless a verified copy is there already.
 
     Raises:
@@ -127,7 +192,7 @@ MATRICES = ("conv1.weight", "in_proj_weight", "out_proj.weight", "c_fc.weight", 
 def make_synthetic(
     path: Path,
     seed: int = 0,
-    architecture: tuple[int, ...] = VIT_B_32,
+    architecture: Architecture = VIT_B_32,
     *,
     distribution: Distribution = "uniform",
     outliers: bool = False,
@@ -155,11 +220,11 @@ def make_synthetic(
     if outliers:
         add_outliers(model.visual, seed)
     clip.model.convert_weights(model)
-    _, resolution, *_, context, vocabulary, _, _, _ = architecture
+    resolution, context = architecture.resolution, architecture.context_length
     for name, value in (
         ("input_resolution", resolution),
         ("context_length", context),
-        ("vocab_size", vocabulary),
+        ("vocab_size", architecture.vocabulary),
     ):
         # OpenAI's own archives hold these three numbers as tensors, and clip.load expects them.
         if name in model.__dict__:
@@ -213,8 +278,8 @@ def add_outliers(image_tower: Any, seed: int = 0) -> None:
             matrix[:, channels] /= factors
 
 
-def load_reference(path: Path, synthetic: bool = False) -> Reference:
-    """Load a checkpoint with ``clip.load`` and make sure it is a ViT-B/32.
+def load_reference(path: Path, synthetic: bool = False, name: str = DEFAULT) -> Reference:
+    """Load a checkpoint with ``clip.load`` and make sure that it is the model `name`.
 
     Raises:
         ExportError: not a TorchScript archive, or another architecture.
@@ -230,20 +295,40 @@ def load_reference(path: Path, synthetic: bool = False) -> Reference:
             "save a fine-tuned model with torch.jit.save(torch.jit.trace(...))"
         ) from error
     model, preprocess = clip.load(str(path), device="cpu", jit=False)
-    visual = model.visual
-    found = (
-        getattr(visual, "output_dim", None),
-        getattr(visual, "input_resolution", None),
-        getattr(getattr(visual, "transformer", None), "layers", None),
-        getattr(getattr(visual, "transformer", None), "width", None),
-        visual.conv1.weight.shape[-1],
-    )
-    if found != VIT_B_32[:5]:
-        raise ExportError(
-            f"{path} is not a ViT-B/32: (embedding, resolution, layers, width, patch) is {found}, "
-            f"expected {VIT_B_32[:5]}"
-        )
-    if not synthetic and sha256_of(path) == OFFICIAL_SHA256:
-        return Reference(path, OFFICIAL_SHA256, "openai", model, preprocess)
+    _check_architecture(path, model, name)
+    official = MODELS[name].sha256
+    if not synthetic and sha256_of(path) == official:
+        return Reference(path, official, "openai", name, model, preprocess)
     weights = "synthetic" if synthetic else "custom"
-    return Reference(path, sha256_of_weights(visual.state_dict()), weights, model, preprocess)
+    sha256 = sha256_of_weights(model.visual.state_dict())
+    return Reference(path, sha256, weights, name, model, preprocess)
+
+
+def _check_architecture(path: Path, model: Any, name: str) -> None:
+    found, expected = _architecture(model), MODELS[name].architecture
+    if found == expected:
+        return
+    names = [known for known, official in MODELS.items() if official.architecture == found]
+    if names:
+        raise ExportError(f"{path} is a {names[0]}, not a {name}: pass --model {names[0]}")
+    numbers = found._asdict() if found else "no vision transformer"
+    raise ExportError(f"{path} is not a {name}: it has {numbers}, expected {expected._asdict()}")
+
+
+def _architecture(model: Any) -> Architecture | None:
+    """The numbers of a clip.model.CLIP; None: its image tower is a ResNet."""
+    visual = model.visual
+    if not hasattr(visual, "transformer"):
+        return None
+    return Architecture(
+        visual.output_dim,
+        visual.input_resolution,
+        visual.transformer.layers,
+        visual.transformer.width,
+        visual.conv1.weight.shape[-1],
+        model.context_length,
+        model.vocab_size,
+        model.transformer.width,
+        model.transformer.resblocks[0].attn.num_heads,
+        model.transformer.layers,
+    )

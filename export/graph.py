@@ -1,18 +1,20 @@
-"""clip's ``VisionTransformer`` as an ONNX graph, written out layer by layer.
+"""clip's two towers as ONNX graphs, written out layer by layer.
 
-Read it beside ``clip/model.py``: the same steps in the same order, with four differences, none of
+Read it beside ``clip/model.py``: the same steps in the same order, with these differences, none of
 which changes the function computed:
 
-- input is uint8 RGB: ``(x / 255 - mean) / std`` is linear, so it is part of the patch embedding;
+- images are uint8 RGB: ``(x / 255 - mean) / std`` is linear, so it is part of the patch embedding;
 - the patch embedding, a convolution whose stride is its size, is one matrix product;
+- texts are not padded to 77 tokens: no token sees later ones. The table of tokens is in fp16;
 - attention's ``1 / sqrt(64)`` scales the scores, not the queries (a power of two: exact);
-- in the last block only the class token is read afterwards, so only its query, output projection
-  and MLP are computed.
+- of the last block only one token is read afterwards (an image's class token, a text's end), so
+  only its query, output projection and MLP are computed.
 
 Weights that are exactly representable in fp16, as all of OpenAI's matrices are, are stored in fp16
 and cast when the session loads: half the file for the same numbers.
 """
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,16 +24,20 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from handler.model import Architecture
+
 OPSET = 21
 IR_VERSION = 10
 ONNX_RUNTIME = "com.microsoft"
 """The domain of the operators that are ONNX Runtime's own."""
-PATCH, GRID, WIDTH, HEADS, LAYERS, EMBEDDING = 32, 7, 768, 12, 12, 512
-HEAD = WIDTH // HEADS
+HEAD = 64
+"""Width of an attention head, in every CLIP."""
 
 Matrix = NDArray[np.float32]
 Weights = dict[str, Matrix]
-"""The image tower's state dict (``model.visual``): name -> values."""
+"""A tower's state dict: name -> values."""
+Inputs = Sequence[NDArray[np.generic]]
+"""What a tower takes, one by one: uint8 [side, side, 3] of an image, or int32 [t] of a text."""
 
 
 class Linear(Protocol):
@@ -51,12 +57,13 @@ class Linear(Protocol):
 class Graph:
     """Collects nodes and initializers; every method returns the name of a value."""
 
-    def __init__(self, *, halve: bool, linear: Linear) -> None:
+    def __init__(self, name: str, *, halve: bool, linear: Linear) -> None:
+        self.name = name
         self.halve = halve
         self.linear = linear
         self.nodes: list[onnx.NodeProto] = []
         self.initializers: list[onnx.TensorProto] = []
-        self.inputs = [_info("pixels", TensorProto.UINT8, "n", 224, 224, 3)]
+        self.inputs: list[onnx.ValueInfoProto] = []
         self.outputs: list[onnx.ValueInfoProto] = []
 
     def op(self, kind: str, *inputs: str, **attributes: Any) -> str:
@@ -85,6 +92,17 @@ class Graph:
         if not worth_it or not np.array_equal(half.astype(np.float32), value):
             return self.initializer(name, value.astype(np.float32))
         return self.op("Cast", self.initializer(name, half), to=TensorProto.FLOAT)
+
+    def rows(self, name: str, table: Matrix, indices: str) -> str:
+        """Rows of a table: `indices` [...] -> float32 [..., width].
+
+        The table is stored in fp16, to which clip rounds it too where it computes in fp16. It stays
+        so: only the rows that are asked for are read and widened.
+        """
+        half = table.astype(np.float16)
+        stored = half if self.halve and np.isfinite(half).all() else table
+        rows = self.op("Gather", self.initializer(name, stored), indices)
+        return rows if stored is table else self.op("Cast", rows, to=TensorProto.FLOAT)
 
     def layer_norm(self, x: str, name: str, weights: Weights) -> str:
         """The LayerNorm `name`, with its gain and bias."""
@@ -125,37 +143,81 @@ class Float:
 FLOAT = Float()
 
 
-def build(
+def build_image(
     weights: Weights,
+    architecture: Architecture,
     mean: NDArray[np.float64],
     std: NDArray[np.float64],
     *,
     halve: bool = True,
     linear: Linear = FLOAT,
 ) -> onnx.ModelProto:
-    """The image tower's weights -> its graph.
+    """The image tower's weights (``model.visual``) -> its graph.
 
-    The graph takes ``pixels``, uint8 [n, 224, 224, 3], and gives ``embeddings``, float32 [n, 512]
-    of unit length. `halve`: store weights in fp16 where that loses nothing. `linear` writes every
-    linear layer but the last projection, which is of one token and always in float.
+    The graph takes ``pixels``, uint8 [n, side, side, 3], and gives ``embeddings``, float32
+    [n, embedding size] of unit length. `halve`: store weights in fp16 where that loses nothing.
+    `linear` writes every linear layer but the last projection, which is of one token and always in
+    float.
     """
-    g = Graph(halve=halve, linear=linear)
-    x = _patch_embedding(g, weights, mean, std)  # [n, 50, 768]
+    g = Graph("clip-image", halve=halve, linear=linear)
+    x = _patch_embedding(g, weights, architecture, mean, std)  # [n, tokens, width]
     x = g.layer_norm(x, "ln_pre", weights)
-    for layer in range(LAYERS):
-        x = _block(g, x, f"transformer.resblocks.{layer}", weights, last=layer == LAYERS - 1)
-    x = g.op("Reshape", x, g.constant(-1, WIDTH))  # [n, 1, 768] -> [n, 768]
+    first = g.constant(0)
+
+    def class_token(x: str) -> str:
+        return g.op("Gather", x, first, axis=1)  # [n, 1, width]
+
+    for layer in range(architecture.image_layers):
+        only = class_token if layer == architecture.image_layers - 1 else None
+        x = _block(g, x, f"transformer.resblocks.{layer}", weights, only=only)
     x = g.layer_norm(x, "ln_post", weights)
-    x = g.op("MatMul", x, g.weight("proj", weights["proj"]))  # [n, 512]
+    return _unit_vectors(g, x, "proj", weights)
+
+
+def build_text(
+    weights: Weights,
+    architecture: Architecture,
+    *,
+    halve: bool = True,
+    linear: Linear = FLOAT,
+) -> onnx.ModelProto:
+    """The text tower's weights -> its graph.
+
+    The graph takes ``tokens``, int32 [n, t] with t of at most 77, and gives ``embeddings``, float32
+    [n, embedding size] of unit length. What follows a text's end has no influence. `halve` and
+    `linear` are as for `build_image`.
+    """
+    g = Graph("clip-text", halve=halve, linear=linear)
+    tokens = g.input("tokens", TensorProto.INT32, "n", "t")
+    x = g.rows("token_embedding.weight", weights["token_embedding.weight"], tokens)  # [n, t, width]
+    length = g.op("Shape", tokens, start=1, end=2)
+    positions = g.weight("positional_embedding", weights["positional_embedding"])  # [77, width]
+    x = g.op("Add", x, g.op("Slice", positions, g.constant(0), length))
+    mask = _causal_mask(g, length, architecture.context_length)  # [t, t]
+    # The end of a text has the highest of all token ids, and may be there more than once.
+    end = g.op("ArgMax", tokens, axis=1, keepdims=1)  # [n, 1]
+
+    def end_token(x: str) -> str:
+        x = g.op("GatherND", x, end, batch_dims=1)  # [n, width]
+        return g.op("Unsqueeze", x, g.constant(1))  # [n, 1, width]
+
+    for layer in range(architecture.text_layers - 1):
+        x = _block(g, x, f"transformer.resblocks.{layer}", weights, mask=mask)
+    seen = g.op("Unsqueeze", g.op("Gather", mask, end, axis=0), g.constant(1))  # [n, 1, 1, t]
+    last = f"transformer.resblocks.{architecture.text_layers - 1}"
+    x = _block(g, x, last, weights, only=end_token, mask=seen)
+    x = g.layer_norm(x, "ln_final", weights)
+    return _unit_vectors(g, x, "text_projection", weights)
+
+
+def _unit_vectors(g: Graph, x: str, projection: str, weights: Weights) -> onnx.ModelProto:
+    """The whole graph, which ends with [n, 1, width] -> [n, embedding size] of unit length."""
+    width, size = weights[projection].shape
+    x = g.op("Reshape", x, g.constant(-1, width))
+    x = g.op("MatMul", x, g.weight(projection, weights[projection]))
     g.nodes.append(helper.make_node("LpNormalization", [x], ["embeddings"], axis=-1, p=2))
-    g.output("embeddings", "n", EMBEDDING)
-    graph = helper.make_graph(
-        g.nodes,
-        "clip-vit-b-32-visual",
-        g.inputs,
-        g.outputs,
-        g.initializers,
-    )
+    g.output("embeddings", "n", size)
+    graph = helper.make_graph(g.nodes, g.name, g.inputs, g.outputs, g.initializers)
     opsets = [helper.make_opsetid("", OPSET)]
     if any(node.domain for node in g.nodes):
         opsets.append(helper.make_opsetid(ONNX_RUNTIME, 1))
@@ -167,65 +229,92 @@ def _info(name: str, kind: int, *shape: int | str) -> onnx.ValueInfoProto:
 
 
 def _patch_embedding(
-    g: Graph, weights: Weights, mean: NDArray[np.float64], std: NDArray[np.float64]
+    g: Graph,
+    weights: Weights,
+    architecture: Architecture,
+    mean: NDArray[np.float64],
+    std: NDArray[np.float64],
 ) -> str:
-    # conv1 is [768, 3, 32, 32]. Each channel's (x / 255 - mean) / std becomes part of it, computed
-    # in float64.
+    side, patch, width = architecture.resolution, architecture.patch, architecture.image_width
+    grid = side // patch
+    # conv1 is [width, 3, patch, patch]. Each channel's (x / 255 - mean) / std becomes part of it,
+    # computed in float64.
     kernel = weights["conv1.weight"].astype(np.float64)
-    scaled = (kernel / (255 * std[:, None, None])).transpose(0, 2, 3, 1)  # [768, 32, 32, 3]
-    bias = -(kernel * (mean / std)[:, None, None]).sum(axis=(1, 2, 3))  # [768]
+    scaled = (kernel / (255 * std[:, None, None])).transpose(0, 2, 3, 1)  # [width, patch, patch, 3]
+    bias = -(kernel * (mean / std)[:, None, None]).sum(axis=(1, 2, 3))  # [width]
 
-    x = g.op("Reshape", "pixels", g.constant(-1, GRID, PATCH, GRID, PATCH, 3))
-    x = g.op("Transpose", x, perm=[0, 1, 3, 2, 4, 5])  # [n, 7, 7, 32, 32, 3]
-    x = g.op("Reshape", x, g.constant(-1, GRID * GRID, PATCH * PATCH * 3))  # [n, 49, 3072]
-    matrix = scaled.reshape(WIDTH, -1).astype(np.float32)
-    x = g.linear.of_pixels(g, x, "conv1", matrix, bias.astype(np.float32))  # [n, 49, 768]
+    x = g.input("pixels", TensorProto.UINT8, "n", side, side, 3)
+    x = g.op("Reshape", x, g.constant(-1, grid, patch, grid, patch, 3))
+    x = g.op("Transpose", x, perm=[0, 1, 3, 2, 4, 5])  # [n, grid, grid, patch, patch, 3]
+    x = g.op("Reshape", x, g.constant(-1, grid * grid, patch * patch * 3))
+    matrix = scaled.reshape(width, -1).astype(np.float32)
+    x = g.linear.of_pixels(g, x, "conv1", matrix, bias.astype(np.float32))  # [n, patches, width]
 
     n = g.op("Shape", x, start=0, end=1)
-    shape = g.op("Concat", n, g.constant(1, WIDTH), axis=0)
-    cls = g.weight("class_embedding", weights["class_embedding"])  # [768]
-    cls = g.op("Expand", cls, shape)  # [n, 1, 768]
-    x = g.op("Concat", cls, x, axis=1)  # [n, 50, 768]
+    shape = g.op("Concat", n, g.constant(1, width), axis=0)
+    cls = g.weight("class_embedding", weights["class_embedding"])  # [width]
+    cls = g.op("Expand", cls, shape)  # [n, 1, width]
+    x = g.op("Concat", cls, x, axis=1)  # [n, 1 + patches, width]
     return g.op("Add", x, g.weight("positional_embedding", weights["positional_embedding"]))
 
 
-def _block(g: Graph, x: str, name: str, weights: Weights, *, last: bool) -> str:
-    """ResidualAttentionBlock: [n, 50, 768] -> [n, 50, 768], or [n, 1, 768] for the last one."""
+def _causal_mask(g: Graph, length: str, context: int) -> str:
+    """What is added to the scores, so that no token sees later ones: 0 and -inf, [t, t]."""
+    mask = np.triu(np.full((context, context), -np.inf, np.float32), k=1)
+    size = g.op("Concat", length, length, axis=0)
+    return g.op("Slice", g.initializer("mask", mask), g.constant(0, 0), size)
+
+
+def _block(
+    g: Graph,
+    x: str,
+    name: str,
+    weights: Weights,
+    *,
+    only: Callable[[str], str] | None = None,
+    mask: str = "",
+) -> str:
+    """ResidualAttentionBlock: [n, t, width] -> the same.
+
+    `only`: of its output one token is read, which this takes out of [n, t, width]; the block then
+    gives [n, 1, width]. `mask` is added to the scores of attention.
+    """
     y = g.layer_norm(x, f"{name}.ln_1", weights)
-    in_weight = weights[f"{name}.attn.in_proj_weight"]  # [3 * 768, 768]: queries, keys, values
+    in_weight = weights[f"{name}.attn.in_proj_weight"]  # [3 * width, width]: queries, keys, values
     in_bias = weights[f"{name}.attn.in_proj_bias"]
-    if last:
-        first = g.constant(0)
-        x = g.op("Gather", x, first, axis=1)  # [n, 1, 768]
-        q = g.op("Gather", y, first, axis=1)
-        q = g.linear(g, q, f"{name}.attn.q", in_weight[:WIDTH], in_bias[:WIDTH])
-        kv = g.linear(g, y, f"{name}.attn.kv", in_weight[WIDTH:], in_bias[WIDTH:])
+    width = in_weight.shape[1]
+    if only:
+        x, q = only(x), only(y)
+        q = g.linear(g, q, f"{name}.attn.q", in_weight[:width], in_bias[:width])
+        kv = g.linear(g, y, f"{name}.attn.kv", in_weight[width:], in_bias[width:])
         k, v = g.ops(2, "Split", kv, axis=-1, num_outputs=2)
     else:
-        qkv = g.linear(g, y, f"{name}.attn.qkv", in_weight, in_bias)  # [n, 50, 3 * 768]
+        qkv = g.linear(g, y, f"{name}.attn.qkv", in_weight, in_bias)  # [n, t, 3 * width]
         q, k, v = g.ops(3, "Split", qkv, axis=-1, num_outputs=3)
-    attended = _attention(g, q, k, v)
+    attended = _attention(g, q, k, v, width=width, mask=mask)
     out_proj = (weights[f"{name}.attn.out_proj.{part}"] for part in ("weight", "bias"))
     x = g.op("Add", x, g.linear(g, attended, f"{name}.attn.out_proj", *out_proj))
 
     y = g.layer_norm(x, f"{name}.ln_2", weights)
     c_fc = (weights[f"{name}.mlp.c_fc.{part}"] for part in ("weight", "bias"))
-    y = g.linear(g, y, f"{name}.mlp.c_fc", *c_fc)  # [n, 50, 3072]
+    y = g.linear(g, y, f"{name}.mlp.c_fc", *c_fc)  # [n, t, 4 * width]
     y = _quick_gelu(g, y)
     c_proj = (weights[f"{name}.mlp.c_proj.{part}"] for part in ("weight", "bias"))
     return g.op("Add", x, g.linear(g, y, f"{name}.mlp.c_proj", *c_proj))
 
 
-def _attention(g: Graph, q: str, k: str, v: str) -> str:
-    """Scaled dot-product attention over 12 heads: [n, t, 768] x 2 [n, 50, 768] -> [n, t, 768]."""
-    heads = g.constant(0, 0, HEADS, HEAD)
-    q = g.op("Transpose", g.op("Reshape", q, heads), perm=[0, 2, 1, 3])  # [n, 12, t, 64]
-    k = g.op("Transpose", g.op("Reshape", k, heads), perm=[0, 2, 3, 1])  # [n, 12, 64, 50]
-    v = g.op("Transpose", g.op("Reshape", v, heads), perm=[0, 2, 1, 3])  # [n, 12, 50, 64]
+def _attention(g: Graph, q: str, k: str, v: str, *, width: int, mask: str) -> str:
+    """Scaled dot-product attention: q [n, queries, width], k and v [n, t, width] -> like q."""
+    heads = g.constant(0, 0, width // HEAD, HEAD)
+    q = g.op("Transpose", g.op("Reshape", q, heads), perm=[0, 2, 1, 3])  # [n, heads, queries, 64]
+    k = g.op("Transpose", g.op("Reshape", k, heads), perm=[0, 2, 3, 1])  # [n, heads, 64, t]
+    v = g.op("Transpose", g.op("Reshape", v, heads), perm=[0, 2, 1, 3])  # [n, heads, t, 64]
     scores = g.op("Mul", g.op("MatMul", q, k), g.scalar(HEAD**-0.5))  # fused with the product
-    scores = g.op("Softmax", scores, axis=-1)  # [n, 12, t, 50]
-    attended = g.op("Transpose", g.op("MatMul", scores, v), perm=[0, 2, 1, 3])  # [n, t, 12, 64]
-    return g.op("Reshape", attended, g.constant(0, 0, WIDTH))
+    if mask:
+        scores = g.op("Add", scores, mask)
+    scores = g.op("Softmax", scores, axis=-1)  # [n, heads, queries, t]
+    attended = g.op("Transpose", g.op("MatMul", scores, v), perm=[0, 2, 1, 3])
+    return g.op("Reshape", attended, g.constant(0, 0, width))
 
 
 def _quick_gelu(g: Graph, x: str) -> str:
@@ -258,3 +347,15 @@ def save(model: onnx.ModelProto, path: Path) -> None:
         size_threshold=1024,
     )
     data.chmod(0o644)  # onnx lets only the owner read the file; Lambda runs as another user
+
+
+def grouped(inputs: Inputs, most: int) -> Iterator[NDArray[np.generic]]:
+    """`inputs` in their order, in batches of one shape and at most so many."""
+    batch: list[NDArray[np.generic]] = []
+    for given in inputs:
+        if len(batch) == most or (batch and batch[0].shape != given.shape):
+            yield np.stack(batch)
+            batch = []
+        batch.append(given)
+    if batch:
+        yield np.stack(batch)

@@ -1,23 +1,22 @@
 """The graph with its linear layers in 8-bit integers: half the size, three times as fast.
 
-Each row of what a layer reads, which is one token of one picture, has a scale of its own, so that a
-picture's vector does not depend on the others of its batch. So has each column of the weights.
+Each row of what a layer reads, which is one token of one picture or text, has a scale of its own,
+so that a vector does not depend on the others of its batch. So has each column of the weights.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import ModelProto
 from tqdm import tqdm
 
 from export import graph, rounding
 from export.calibration import Build, Calibration
-from export.graph import ONNX_RUNTIME, Graph, Matrix, Weights
+from export.graph import ONNX_RUNTIME, Graph, Inputs, Linear, Matrix, Weights
 from export.rounding import Rounded
 from handler.precision import PRECISIONS
 
@@ -25,8 +24,13 @@ MIDDLE = 128
 """The unsigned byte that stands for zero."""
 STANDS_OUT = 2
 """A channel is smoothed that is so many times larger than the middle one."""
-BEHIND_NORMS = ("attn.qkv", "attn.kv", "mlp.c_fc")
-"""How the names of the layers end that read a LayerNorm's output."""
+BEHIND_NORMS = {
+    "attn.qkv": ("ln_1", "attn.in_proj_weight"),
+    "attn.kv": ("ln_1", "attn.in_proj_weight"),
+    "mlp.c_fc": ("ln_2", "mlp.c_fc.weight"),
+}
+"""How the names of the layers end that read a LayerNorm's output -> in the same block, the name of
+the norm, and of the matrix that the layer is made of."""
 AT_A_TIME = 17
 """Layers whose second moments are in memory at one time, 400 MB: those of four blocks."""
 
@@ -93,7 +97,7 @@ def _byte(g: Graph, name: str) -> str:
 
 @dataclass(frozen=True)
 class Tower:
-    """The image tower, with every linear layer in float and in integers, to choose from."""
+    """A tower, with every linear layer in float and in integers, to choose from."""
 
     build: Build
     """Makes the graph of the smoothed weights."""
@@ -113,26 +117,22 @@ class Tower:
         return self.build(Integer(self.rounded, self.in_float))
 
 
-def save(model: ModelProto, directory: Path) -> None:
-    """Write ``visual.int8.onnx``, which names its scheme: the engine loads no other."""
-    precision = PRECISIONS["int8"]
-    onnx.helper.set_model_props(model, {"scheme": precision.scheme})
-    graph.save(model, directory / precision.file)
+def save(model: ModelProto, path: Path) -> None:
+    """Write the graph, which names its scheme: the engine loads no other."""
+    onnx.helper.set_model_props(model, {"scheme": PRECISIONS["int8"].scheme})
+    graph.save(model, path)
 
 
 def quantize(
-    weights: Weights,
-    mean: NDArray[np.float64],
-    std: NDArray[np.float64],
-    pixels: NDArray[np.uint8],
+    weights: Weights, build_with: Callable[[Weights, Linear], ModelProto], inputs: Inputs
 ) -> Tower:
-    """Weights -> integers, calibrated with `pixels`, uint8 [n, 224, 224, 3]."""
-    before = Calibration(partial(_build, weights, mean, std), pixels)
-    behind_norms = [name for name in before.weights if name.endswith(BEHIND_NORMS)]
+    """Weights -> integers, calibrated with `inputs`; `build_with` makes the tower's graph."""
+    before = Calibration(partial(build_with, weights), inputs)
+    behind_norms = [name for name in before.weights if name.endswith(tuple(BEHIND_NORMS))]
     weights = smoothed(weights, before.peaks(behind_norms))
     del before  # its session holds a copy of all weights
-    build = partial(_build, weights, mean, std)
-    calibration = Calibration(build, pixels)
+    build = partial(build_with, weights)
+    calibration = Calibration(build, inputs)
     names = list(calibration.weights)
     rounded = {}
     with tqdm(total=len(names), desc="int8", unit="layer") as bar:
@@ -142,12 +142,6 @@ def quantize(
                 rounded[name] = rounding.gptq(calibration.weights[name], moments.pop(name))
                 bar.update()
     return Tower(build, calibration.weights, rounded)
-
-
-def _build(
-    weights: Weights, mean: NDArray[np.float64], std: NDArray[np.float64], linear: graph.Linear
-) -> ModelProto:
-    return graph.build(weights, mean, std, linear=linear)
 
 
 def smoothed(weights: Weights, peaks: Peaks) -> Weights:
@@ -161,13 +155,11 @@ def smoothed(weights: Weights, peaks: Peaks) -> Weights:
     that nothing but exponents changes, to the bit.
     """
     weights = dict(weights)
-    for layer in range(graph.LAYERS):
-        block = f"transformer.resblocks.{layer}"
-        reader = "attn.kv" if layer == graph.LAYERS - 1 else "attn.qkv"
-        _smooth(
-            weights, f"{block}.ln_1", f"{block}.attn.in_proj_weight", peaks[f"{block}.{reader}"]
-        )
-        _smooth(weights, f"{block}.ln_2", f"{block}.mlp.c_fc.weight", peaks[f"{block}.mlp.c_fc"])
+    for layer, channels in peaks.items():
+        end = next(end for end in BEHIND_NORMS if layer.endswith(end))
+        block = layer.removesuffix(end)
+        norm, matrix = BEHIND_NORMS[end]
+        _smooth(weights, f"{block}{norm}", f"{block}{matrix}", channels)
     return weights
 
 

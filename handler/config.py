@@ -11,6 +11,7 @@ from typing import Self
 from handler.precision import EXPORTED
 
 ENGINES = ("auto", "onnx", "torch")
+TOWERS = ("image", "text")
 PREPROCESSES = ("openai", "corrected")
 PROFILES: dict[str, dict[str, object]] = {
     "exact": {"precision": "fp32", "jpeg_draft": 0},
@@ -41,6 +42,9 @@ class Config:
 
     model_dir: Path = Path(__file__).parent.parent / "model"
     """The folder that ``python -m export`` wrote."""
+    towers: tuple[str, ...] = ()
+    """``image``, ``text``, or both with a comma between: what is served. By default, what the model
+    folder holds."""
     engine: str = "auto"
     """``onnx``, ``torch``, or ``auto``: torch where CUDA is usable, else onnx."""
     profile: str = "exact"
@@ -65,6 +69,8 @@ class Config:
     """Longest side over shortest: bounds the resized image, which pixels alone do not."""
     max_images: int = 32
     """Most images in one batch."""
+    max_texts: int = 256
+    """Most texts in one batch."""
     max_pending: int = 64
     """Most requests in progress or waiting; one more is answered 503 at once."""
     decode_seconds: float = 2.0
@@ -106,6 +112,8 @@ class Config:
 
     def __post_init__(self) -> None:
         """Refuse what no part of the service could work with."""
+        for tower in self.towers:
+            _one_of("CLIP_TOWERS", tower, TOWERS)
         _one_of("CLIP_ENGINE", self.engine, ENGINES)
         _one_of("CLIP_PROFILE", self.profile, PROFILES)
         _one_of("CLIP_PRECISION", self.precision, EXPORTED)

@@ -1,31 +1,27 @@
-"""Images in, unit vectors out: the one path that every way into the service shares."""
+"""Images and texts in, unit vectors out: the one path that every way into the service shares."""
 
 import logging
 import threading
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextvars import copy_context
-from itertools import islice
-from typing import TypeVar
-
-import numpy as np
+from collections.abc import Sequence
+from typing import TypeVar, cast
 
 from handler import health, telemetry
 from handler.budget import Budget
-from handler.config import Config, available_cpus
-from handler.engines import Embedding, Embeddings, Engine, Pixels, load_engine
-from handler.errors import ModelUnhealthy
-from handler.images import s3, sandbox
+from handler.config import Config
+from handler.engines import Embedding, Engine, load_engine
+from handler.errors import ModelUnhealthy, NoSuchTower
+from handler.images import sandbox
 from handler.images.processes import Zygote
-from handler.images.s3 import File, Image
+from handler.images.s3 import Image
 from handler.images.sandbox import Decoder
-from handler.images.wire import SIZE, Decoded
-from handler.model import Model
+from handler.model import Model, ModelError
 from handler.outcome import Outcome
+from handler.text.tokenizer import Tokens
+from handler.towers.image import ImageTower
+from handler.towers.text import TextTower
 
-CHUNK = 8
-"""Images of one inference: more gain no speed (see the benchmark), and make others wait."""
+Item = Image | Tokens | Embedding
+"""An image, a text's tokens, or a vector that is one already."""
 
 T = TypeVar("T")
 
@@ -33,114 +29,166 @@ log = logging.getLogger("clip")
 
 
 class Encoder:
-    """Encodes images with one loaded engine; thread-safe."""
+    """Encodes images and texts with the towers that there are; thread-safe."""
 
     def __init__(
-        self, engine: Engine, model: Model, config: Config, decoder: Decoder | None = None
+        self, engine: Engine | None, model: Model, config: Config, decoder: Decoder | None = None
     ) -> None:
-        """Take a loaded engine and a decoder, by default a new one, and run the self-check."""
-        self.engine = engine
+        """Take a loaded engine of the image tower, and a decoder, by default a new one.
+
+        `engine` is None where no images are served. The towers run their self-checks: that of
+        images now, that of texts when the first text comes.
+        """
         self.model = model
         self.config = config
-        self.decoder = decoder or sandbox.start(config)
-        self.fingerprint = model.fingerprint(engine.precision, config.preprocess, config.jpeg_draft)
-        self._threads = ThreadPoolExecutor(available_cpus(), "decode")
         # An inference uses every CPU: two at once would only wait for each other.
-        self._one_at_a_time = threading.Lock()
-        self.fault = health.self_check(engine, model, self.decoder)
+        one_at_a_time = threading.Lock()
+        self.images: ImageTower | None = None
+        if engine is not None:
+            decoder = decoder or sandbox.start(config)
+            self.images = ImageTower(engine, model, config, decoder, one_at_a_time)
+        self.texts: TextTower | None = None
+        if "text" in served(config, model):
+            self.texts = TextTower(model, config, one_at_a_time)
 
-    def encode(self, image: Image, budget: Budget | None = None) -> Embedding:
-        """One image, its file's bytes or its place in S3 -> float32 [512] of unit length.
+    @property
+    def fingerprint(self) -> str:
+        """Names what decides an image's vector or, where no images are served, a text's."""
+        tower = self.images or self.texts
+        return (tower and tower.fingerprint) or ""
 
-        Raises:
-            RequestError: the image cannot be encoded, and why.
-            SourceUnavailable: S3 did not deliver it.
-            OutOfTime: `budget` is spent.
-            ModelUnhealthy: the self-check failed.
-        """
-        (outcome,) = self.encode_batch([Outcome(image)], budget)
-        return outcome.get()
+    @property
+    def fault(self) -> str | None:
+        """What the self-checks have found so far, in words for the log; None: nothing."""
+        towers = [tower for tower in (self.images, self.texts) if tower]
+        return next((tower.fault for tower in towers if tower.fault), None)
 
     def health(self) -> dict[str, object]:
         """The health body; see `health.report`."""
-        return health.report(self.engine, self.model, self.fingerprint, self.fault)
+        return health.report(self.model, self.images, self.texts)
 
-    def encode_batch(
+    def tokenize(self, text: str, truncate: bool = False, budget: Budget | None = None) -> Tokens:
+        """A text -> its tokens.
+
+        Raises:
+            TextTooLong: over 77 tokens, unless `truncate`, or over 10,000 characters.
+            NoSuchTower: no texts are served.
+            OutOfTime: `budget` is spent.
+            ModelUnhealthy: the text tower cannot be used.
+        """
+        if self.texts is None:
+            raise NoSuchTower("this service encodes images only: it has no text tower")
+        return self.texts.tokenize(text, truncate, budget or Budget())
+
+    def tokenize_all(
+        self, texts: Sequence[Outcome[str]], truncate: bool = False, budget: Budget | None = None
+    ) -> list[Outcome[Tokens]]:
+        """Make the tokens of many texts, one outcome each, in order; see `tokenize`."""
+
+        def tokenize(text: str) -> Tokens:
+            return self.tokenize(text, truncate, budget)
+
+        return [text.then(tokenize) for text in texts]
+
+    def encode(self, item: Image | Tokens, budget: Budget | None = None) -> Embedding:
+        """One image (its file's bytes, or its place in S3) or text -> float32 [512], unit length.
+
+        Raises:
+            RequestError: it cannot be encoded, and why.
+            SourceUnavailable: S3 did not deliver the image.
+            OutOfTime: `budget` is spent.
+            ModelUnhealthy: the self-check failed.
+        """
+        if isinstance(item, Tokens):
+            (outcome,) = self.encode_texts([Outcome(item)], budget)
+        else:
+            (outcome,) = self.encode_images([Outcome(item)], budget)
+        return outcome.get()
+
+    def encode_images(
         self, images: Sequence[Outcome[Image]], budget: Budget | None = None
     ) -> list[Outcome[Embedding]]:
-        """Encode many images, one outcome each, in order. A bad one fails alone.
-
-        Those in S3 are read, and all are decoded, while the engine works on the ones before. An
-        item that is an error already (bad base64, say) keeps its place and stays one. Images whose
-        turn comes when `budget` is spent fail with OutOfTime.
+        """Encode many images, one outcome each, in order; see `ImageTower.encode`.
 
         Raises:
             ModelUnhealthy: the self-check failed.
         """
-        if self.fault:
+        outcomes: list[Outcome[Embedding]]
+        if self.images is None:
+            error = NoSuchTower("this service encodes texts only: it has no image tower")
+            outcomes = [Outcome(error=image.error or error) for image in images]
+        elif self.images.fault:
             raise ModelUnhealthy(
                 "the model failed its start-up self-check; see /health and the log"
             )
-        budget = budget or Budget()
-        fetched = s3.fetch(images, self.config, budget)
-        outcomes: list[Outcome[Embedding]] = []
-        for chunk in _chunks(self._decode_ahead(fetched, budget)):
-            outcomes += self._encode_chunk(chunk, budget)
-        failed = sum(outcome.error is not None for outcome in outcomes)
-        telemetry.note(images=len(outcomes), failed=failed)
+        else:
+            outcomes = self.images.encode(images, self.config, budget or Budget())
+        telemetry.count(images=len(outcomes), failed=_failed(outcomes))
         return outcomes
 
-    def _decode_ahead(
-        self, files: Iterable[Outcome[File]], budget: Budget
-    ) -> Iterator[Outcome[Decoded]]:
-        """Decode `files`, in order, up to a chunk of them ahead of the one that is asked for."""
-        ahead: deque[Future[Outcome[Decoded]]] = deque()
-        for file in files:
-            # In a copy of this request's context, so that it is this request's line in the log.
-            run = copy_context().run
-            ahead.append(self._threads.submit(run, self._decode, file, budget))
-            if len(ahead) > CHUNK:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-
-    def _decode(self, file: Outcome[File], budget: Budget) -> Outcome[Decoded]:
-        def decode(data: File) -> Decoded:
-            budget.check()
-            with telemetry.timed("decode_ms"):
-                decoded = self.decoder.decode(data, self.config, budget.spend)
-            telemetry.note(format=decoded.format, size=decoded.size, bytes=len(data))
-            return decoded
-
-        return file.then(decode)
-
-    def _encode_chunk(
-        self, chunk: Sequence[Outcome[Decoded]], budget: Budget
+    def encode_texts(
+        self, texts: Sequence[Outcome[Tokens]], budget: Budget | None = None
     ) -> list[Outcome[Embedding]]:
-        """One inference over the images of `chunk` that could be decoded."""
+        """Encode many texts, one outcome each, in order; see `TextTower.encode`.
 
-        def in_time(decoded: Decoded) -> Decoded:
-            budget.check_clock()
-            return decoded
+        Raises:
+            ModelUnhealthy: the text tower cannot be used.
+        """
+        outcomes: list[Outcome[Embedding]]
+        if self.texts is None:  # then `tokenize` has said so, text by text
+            outcomes = [Outcome(error=text.error) for text in texts]
+        else:
+            outcomes = self.texts.encode(texts, budget or Budget())
+        cut = sum(text.value.truncated for text in texts if text.value)
+        telemetry.count(texts=len(outcomes), failed=_failed(outcomes), truncated=cut)
+        return outcomes
 
-        chunk = [outcome.then(in_time) for outcome in chunk]
-        decoded = [outcome.get() for outcome in chunk if outcome.error is None]
-        embeddings = iter(self._infer(decoded) if decoded else ())
-        return [outcome.then(lambda _: next(embeddings)) for outcome in chunk]
+    def encode_all(
+        self, items: Sequence[Outcome[Item]], budget: Budget | None = None
+    ) -> list[Outcome[Embedding]]:
+        """Encode images and texts, and pass on vectors, one outcome each, in order.
 
-    def _infer(self, images: Sequence[Decoded]) -> Embeddings:
-        pixels = b"".join(image.pixels for image in images)
-        x: Pixels = np.frombuffer(pixels, np.uint8).reshape(len(images), SIZE, SIZE, 3)
-        with self._one_at_a_time, telemetry.timed("engine_ms"):
-            return self.engine.encode(x)  # [n, 512]
+        Raises:
+            ModelUnhealthy: a tower that is needed cannot be used.
+        """
+        for item in items:
+            if isinstance(item.error, ModelUnhealthy):
+                item.get()  # it raises: a tower at fault is no fault of an item
+        tokens = {i: item for i, item in enumerate(items) if isinstance(item.value, Tokens)}
+        images = {i: item for i, item in enumerate(items) if _is_image(item.value)}
+        outcomes = {i: cast(Outcome[Embedding], item) for i, item in enumerate(items)}
+        telemetry.count(failed=sum(item.error is not None for item in items))
+        if tokens:
+            texts = cast(list[Outcome[Tokens]], list(tokens.values()))
+            outcomes |= zip(tokens, self.encode_texts(texts, budget), strict=True)
+        if images:
+            files = cast(list[Outcome[Image]], list(images.values()))
+            outcomes |= zip(images, self.encode_images(files, budget), strict=True)
+        return list(outcomes.values())
 
 
-def _chunks(items: Iterator[T]) -> Iterator[list[T]]:
-    while True:
-        chunk = list(islice(items, CHUNK))
-        if not chunk:
-            return
-        yield chunk
+def _is_image(value: object) -> bool:
+    return isinstance(value, Image)
+
+
+def _failed(outcomes: Sequence[Outcome[Embedding]]) -> int:
+    return sum(outcome.error is not None for outcome in outcomes)
+
+
+def served(config: Config, model: Model) -> tuple[str, ...]:
+    """The towers that this service has: those of the settings or, by default, of the model folder.
+
+    Raises:
+        ModelError: the settings name one that the folder was exported without.
+    """
+    towers = config.towers or tuple(model.towers)
+    for tower in towers:
+        if tower not in model.towers:
+            raise ModelError(
+                f"CLIP_TOWERS names {tower}, but {model.directory} was exported without it: "
+                "export it again with --towers image,text"
+            )
+    return towers
 
 
 def load_encoder(config: Config, zygote: Zygote | None = None) -> Encoder:
@@ -151,8 +199,15 @@ def load_encoder(config: Config, zygote: Zygote | None = None) -> Encoder:
         ImportError: the engine asked for is not installed.
     """
     model = Model.load(config.model_dir)
-    decoder = sandbox.start(config, zygote)
-    encoder = Encoder(load_engine(config, model), model, config, decoder)
+    if "image" in served(config, model):
+        decoder = sandbox.start(config, zygote)
+        encoder = Encoder(load_engine(config, model), model, config, decoder)
+    else:
+        if zygote:
+            zygote.close()
+        encoder = Encoder(None, model, config)
+        if encoder.texts:
+            encoder.texts.load()
     if model.weights == "synthetic":
         log.warning("the weights are SYNTHETIC: vectors are well-formed but mean nothing")
     return encoder

@@ -18,13 +18,17 @@
     │   ├── ImageTooLarge        image_too_large         413
     │   ├── TooManyPixels        too_many_pixels         413
     │   ├── TooManyImages        too_many_images         413
+    │   ├── TooManyTexts         too_many_texts          413
     │   ├── UnsupportedMediaType unsupported_media_type  415
     │   ├── NotAnImage           not_an_image            422
     │   ├── UnsupportedFormat    unsupported_format      422
     │   ├── InvalidImage         invalid_image           422
     │   ├── TruncatedImage       truncated_image         422
     │   ├── ExtremeShape         extreme_shape           422
-    │   └── ImageTooCostly       image_too_costly        422
+    │   ├── ImageTooCostly       image_too_costly        422
+    │   ├── TextTooLong          text_too_long           422
+    │   ├── TextTooCostly        text_too_costly         422
+    │   └── NoSuchTower          no_such_tower           422
     └── ServiceError                                           our fault: it may work later
         ├── InternalError        internal_error          500  yes
         ├── ModelUnhealthy       model_unhealthy         503  yes
@@ -135,6 +139,10 @@ class TooManyImages(RequestError, code="too_many_images", status=413):
     """A batch is over ``CLIP_MAX_IMAGES``."""
 
 
+class TooManyTexts(RequestError, code="too_many_texts", status=413):
+    """A request has more texts than ``CLIP_MAX_TEXTS``."""
+
+
 class UnsupportedMediaType(RequestError, code="unsupported_media_type", status=415):
     """The Content-Type is none of those the route reads."""
 
@@ -163,12 +171,24 @@ class ImageTooCostly(RequestError, code="image_too_costly", status=422):
     """Decoding takes more than ``CLIP_DECODE_SECONDS`` or ``CLIP_DECODE_MB``."""
 
 
+class TextTooLong(RequestError, code="text_too_long", status=422):
+    """A text of more tokens than the model reads, or of more characters than are looked at."""
+
+
+class TextTooCostly(RequestError, code="text_too_costly", status=422):
+    """A text is damaged so many times over that repairing it takes too long."""
+
+
+class NoSuchTower(RequestError, code="no_such_tower", status=422):
+    """A text for a service that encodes images only, or the reverse."""
+
+
 class InternalError(ServiceError, code="internal_error", status=500):
     """A fault of ours. The log has the context; the caller does not."""
 
 
 class ModelUnhealthy(ServiceError, code="model_unhealthy", status=503):
-    """The start-up self-check failed: no vector is better than a wrong one."""
+    """A tower failed its self-check, or cannot be loaded: no vector is better than a wrong one."""
 
 
 class Overloaded(ServiceError, code="overloaded", status=503):
@@ -176,7 +196,7 @@ class Overloaded(ServiceError, code="overloaded", status=503):
 
 
 class OutOfTime(ServiceError, code="out_of_time", status=503):
-    """``CLIP_REQUEST_SECONDS`` or Lambda's time was spent when this image's turn came."""
+    """``CLIP_REQUEST_SECONDS`` or Lambda's time was spent when this item's turn came."""
 
 
 class SourceUnavailable(ServiceError, code="source_unavailable", status=503):

@@ -1,22 +1,72 @@
-"""The exported model: what ``model/model.json`` says of it, and the fingerprint made of that."""
+"""The exported model: what ``model/model.json`` says of it, and the fingerprints made of that."""
 
 import base64
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from handler.precision import PRECISIONS
 
-FORMAT = 1
+FORMAT = 2
 """Version of ``model.json``. The export writes it; a reader of another version refuses."""
 
 
 class ModelError(RuntimeError):
     """The model folder cannot be used; the text says which file and what to do."""
+
+
+class Architecture(NamedTuple):
+    """The numbers of one CLIP with vision transformer, in the order of ``clip.model.CLIP``'s."""
+
+    embedding_size: int
+    resolution: int
+    """Side of the square that the image tower sees, in pixels."""
+    image_layers: int
+    image_width: int
+    patch: int
+    """Side of the square that becomes one token, in pixels."""
+    context_length: int
+    """Most tokens of a text."""
+    vocabulary: int
+    text_width: int
+    text_heads: int
+    text_layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What is done to the pixels of an image, which lie in [0, 1], before the tower sees them."""
+
+    mean: tuple[float, float, float]
+    """Per channel."""
+    std: tuple[float, float, float]
+    """Per channel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """What the self-check of a tower encodes, and the vector that ``clip`` itself gave it."""
+
+    input: bytes
+    """A small JPEG, or a text in UTF-8."""
+    embedding: NDArray[np.float32]
+    """float32 [embedding size], unit length."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """One of the two halves of CLIP: the one for images, or the one for texts."""
+
+    name: str
+    """``image`` or ``text``, as in ``CLIP_TOWERS``."""
+    sha256: str
+    """Hex digest that names its weights: see ``export/checkpoint.py``."""
+    golden: Golden
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,18 +76,16 @@ class Model:
     directory: Path
     name: str
     """``"ViT-B/32"``."""
-    embedding_size: int
+    architecture: Architecture
     weights: str
     """Where the weights come from: ``openai``, ``custom`` or ``synthetic``."""
     checkpoint_sha256: str
-    """Hex digest that names the weights: see ``export/checkpoint.py``."""
-    mean: tuple[float, float, float]
-    """Per-channel mean of the preprocessing, in units of [0, 1]."""
-    std: tuple[float, float, float]
-    golden_image: bytes
-    """A small JPEG that the self-check encodes."""
-    golden_embedding: NDArray[np.float32]
-    """The golden image's vector as ``clip`` itself computes it: float32 [512], unit length."""
+    """Hex digest that names the weights in fingerprints: see ``export/checkpoint.py``."""
+    logit_scale: float
+    """What cosines are multiplied by before a softmax makes probabilities of them."""
+    preprocessing: Preprocessing
+    towers: Mapping[str, Tower]
+    """The towers that the folder was exported with, by name."""
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -62,13 +110,14 @@ class Model:
             return cls(
                 directory=directory,
                 name=card["model"],
-                embedding_size=card["embedding_size"],
+                architecture=Architecture(**card["architecture"]),
                 weights=card["weights"],
                 checkpoint_sha256=card["checkpoint"]["sha256"],
-                mean=tuple(card["preprocessing"]["mean"]),
-                std=tuple(card["preprocessing"]["std"]),
-                golden_image=base64.b64decode(card["golden"]["image"]),
-                golden_embedding=np.array(card["golden"]["embedding"], dtype=np.float32),
+                logit_scale=float(card["logit_scale"]),
+                preprocessing=Preprocessing(
+                    tuple(card["preprocessing"]["mean"]), tuple(card["preprocessing"]["std"])
+                ),
+                towers={name: _tower(name, tower) for name, tower in card["towers"].items()},
             )
         except FileNotFoundError:
             raise ModelError(
@@ -79,20 +128,45 @@ class Model:
                 f"{path} cannot be read ({error!r}): export the model again"
             ) from error
 
+    @property
+    def embedding_size(self) -> int:
+        """Numbers of one vector: 512."""
+        return self.architecture.embedding_size
+
     def fingerprint(self, precision: str, preprocess: str, jpeg_draft: int) -> str:
-        """Name everything that decides a vector: compare vectors of equal fingerprints only."""
-        name = self.name.replace("/", "-")
-        scheme = PRECISIONS[precision].scheme
-        parts = [name, self.weights, self.checkpoint_sha256[:12], scheme]
+        """Name everything that decides an image's vector.
+
+        Compare vectors of images of equal fingerprints only.
+        """
+        parts = [*self._identity(), PRECISIONS[precision].scheme]
         if preprocess != "openai":
             parts.append(preprocess)
         elif jpeg_draft:
             parts.append(f"jpeg{jpeg_draft}")
         return ".".join(parts)
 
+    def text_fingerprint(self, precision: str) -> str:
+        """Name everything that decides a text's vector.
+
+        It begins as the fingerprints of those images do whose vectors it may be compared with: the
+        first three parts are equal. The last names the text tower's own weights.
+        """
+        scheme, sha256 = PRECISIONS[precision].scheme, self.towers["text"].sha256
+        return ".".join([*self._identity(), scheme, f"text-{sha256[:12]}"])
+
+    def _identity(self) -> tuple[str, str, str]:
+        return self.name.replace("/", "-"), self.weights, self.checkpoint_sha256[:12]
+
+
+def _tower(name: str, card: Mapping[str, Any]) -> Tower:
+    golden = card["golden"]
+    given = base64.b64decode(golden["image"]) if name == "image" else golden["text"].encode()
+    embedding = np.array(golden["embedding"], dtype=np.float32)
+    return Tower(name, card["sha256"], Golden(given, embedding))
+
 
 def _check_size(path: Path, expected: int) -> None:
-    # A deployment may leave out the files of the engine that it does not use.
+    # A deployment may leave out the files of the engine, or the tower, that it does not use.
     if path.exists() and (actual := path.stat().st_size) != expected:
         raise ModelError(
             f"{path} has {actual:,} bytes instead of {expected:,}: truncated or changed"

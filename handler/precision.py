@@ -6,6 +6,9 @@ before NumPy is loaded.
 
 from dataclasses import dataclass
 
+STEMS = {"image": "visual", "text": "text"}
+"""Name of a tower, as in ``CLIP_TOWERS`` -> how the names of its files begin."""
+
 
 @dataclass(frozen=True, slots=True)
 class Gate:
@@ -31,12 +34,19 @@ class Precision:
     """As in ``CLIP_PRECISION``."""
     scheme: str
     """As in the fingerprint: how the numbers are made, which changes when vectors do."""
-    file: str
-    """The file of the model folder that holds its weights, or the graph that names them."""
+    suffix: str
+    """How the names of those files end that hold its weights, or the graph that names them."""
     self_check: float
-    """Smallest cosine, at start-up, of the golden image's vector to the one that clip gave it."""
+    """Smallest cosine, when a tower loads, of its golden input's vector to the one of clip."""
     gate: Gate | None
     """The limits of the export; None: the export does not write this precision."""
+
+    def file(self, tower: str) -> str:
+        """The file of the model folder that holds a tower's weights, or the graph that names them.
+
+        That of the image tower is called by clip's own word for it.
+        """
+        return f"{STEMS[tower]}{self.suffix}"
 
 
 _TABLE = (
@@ -44,9 +54,9 @@ _TABLE = (
     # QuickGELU, the classic mistake of CLIP ports, keeps within that (0.99998 and 8.5e-4 over
     # synthetic weights), so the gate is ten times as strict. Sound exports are a hundred times
     # better still.
-    Precision("fp32", "fp32", "visual.onnx", self_check=0.9999, gate=Gate(0.99999, 1e-4)),
+    Precision("fp32", "fp32", ".onnx", self_check=0.9999, gate=Gate(0.99999, 1e-4)),
     # torch on CUDA halves the fp32 weights when it loads them.
-    Precision("fp16", "fp16", "visual.pt", self_check=0.999, gate=None),
+    Precision("fp16", "fp16", ".pt", self_check=0.999, gate=None),
     # The scheme is a scale for each row. Once it was one for a whole tensor, under the name int8:
     # vectors of the two do not compare. Weights that would not pass this gate are mended until they
     # do; the worst images are black and white dots. The self-check's image is a photograph, but it
@@ -54,7 +64,7 @@ _TABLE = (
     Precision(
         "int8",
         "int8row",
-        "visual.int8.onnx",
+        ".int8.onnx",
         self_check=0.997,
         gate=Gate(
             min_cosine=0.997,

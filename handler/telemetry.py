@@ -1,8 +1,8 @@
-"""One JSON line per request: what came, what was answered, how long it took; never image data.
+"""One JSON line per request: what came, what was answered, how long it took; never what it held.
 
 On Lambda the line is also CloudWatch metrics (embedded metric format: CloudWatch reads them out of
-the log, so nothing is sent): ``requests``, ``latency_ms``, ``cold_starts``, ``images`` and how
-many of them ``failed``, and ``errors`` by code.
+the log, so nothing is sent): ``requests``, ``latency_ms``, ``cold_starts``, ``images``, ``texts``
+and how many of both ``failed``, and ``errors`` by code.
 """
 
 import json
@@ -101,6 +101,13 @@ def note(**fields: Any) -> None:
         record.update(fields)
 
 
+def count(**numbers: int) -> None:
+    """Add numbers to those that are in the current request's line; outside a request, nothing."""
+    with _adding:
+        record = _record.get() or {}
+        note(**{name: int(record.get(name, 0)) + number for name, number in numbers.items()})
+
+
 @contextmanager
 def timed(name: str) -> Iterator[None]:
     """Note how long the block took, in milliseconds; blocks of one name add up."""
@@ -123,8 +130,7 @@ def _metrics(record: dict[str, Any]) -> dict[str, Any]:
     if not function:
         return {}
     kinds = [("requests", "Count"), ("latency_ms", "Milliseconds"), ("cold_starts", "Count")]
-    if "images" in record:
-        kinds += [("images", "Count"), ("failed", "Count")]
+    kinds += [(name, "Count") for name in ("images", "texts", "failed") if name in record]
     directives = [_directive(["function"], kinds)]
     values = {"function": function, "requests": 1, "cold_starts": int(record["cold"])}
     if "code" in record:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -33,12 +33,14 @@ import uvicorn
 from export import images
 from handler.config import Config
 from handler.encoder import Encoder
-from handler.engines import Engine, Pixels
+from handler.engines import Embedding, Engine, Pixels
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.http.app import create_app
 from handler.images import sandbox
 from handler.images.wire import SIZE
 from handler.model import Model
+from handler.text.tokenizer import Tokenizer
+from handler.towers.image import ImageTower
 
 if TYPE_CHECKING:
     from export.checkpoint import Reference
@@ -53,7 +55,7 @@ LONGEST = (
     *("test_int8", "test_proof", "test_parity", "test_sandbox", "test_export", "test_server"),
     *("test_state_machine", "test_soak", "test_faults", "test_jpeg_draft", "test_s3"),
     *("test_batch", "test_output", "test_bombs", "test_deadlines", "test_requests"),
-    "test_template",
+    *("test_template", "test_tokenizer"),
 )
 """The files that take longest, which are begun first.
 
@@ -129,10 +131,29 @@ def parity_samples(reference: "Reference", shared: Path) -> list["Sample"]:
     """The export's images, with what clip makes of each over the synthetic weights."""
     from export import parity
 
-    path = shared / "samples.pickle"
+    def make() -> list["Sample"]:
+        return parity.samples(reference, images.parity_images())
+
+    return _kept(shared / "samples.pickle", make)
+
+
+@pytest.fixture(scope="session")
+def text_samples(reference: "Reference", shared: Path) -> list["Sample"]:
+    """The same of the export's texts."""
+    from export import parity, texts, vocabulary
+
+    def make() -> list["Sample"]:
+        vocabulary.write(shared)
+        return parity.text_samples(reference, Tokenizer.load(shared), texts.captions())
+
+    return _kept(shared / "texts.pickle", make)
+
+
+def _kept(path: Path, make: Callable[[], list["Sample"]]) -> list["Sample"]:
+    """What `make` gives, which is made once for all processes."""
     with missing(path) as wanted:
         if wanted:
-            path.write_bytes(pickle.dumps(parity.samples(reference, images.parity_images())))
+            path.write_bytes(pickle.dumps(make()))
     samples: list[Sample] = pickle.loads(path.read_bytes())
     return samples
 
@@ -145,20 +166,24 @@ def model_dir(request: pytest.FixtureRequest, shared: Path) -> Path:
     out = shared / "model"
     with missing(out) as wanted:
         if wanted:
-            _export(out, *map(request.getfixturevalue, ("reference", "parity_samples")))
+            made_once = ("reference", "parity_samples", "text_samples")
+            _export(out, *map(request.getfixturevalue, made_once))
     return out
 
 
-def _export(out: Path, reference: "Reference", samples: list["Sample"]) -> None:
+def _export(
+    out: Path, reference: "Reference", samples: list["Sample"], texts: list["Sample"]
+) -> None:
     """Export into `out` what other tests need too, and so is made once: clip and its vectors."""
     from export import checkpoint, parity
     from export.__main__ import main as export
 
-    known = {(reference.path, True): reference}
+    known = {(reference.path, True, reference.name): reference}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "make_synthetic", lambda path: reference.path)
+        patch.setattr(checkpoint, "make_synthetic", lambda path, architecture: reference.path)
         patch.setattr(checkpoint, "load_reference", lambda *asked: known[asked])
         patch.setattr(parity, "samples", lambda reference, images: samples)
+        patch.setattr(parity, "text_samples", lambda reference, tokenizer, captions: texts)
         assert export(["--synthetic", "--out", str(out)]) == 0
 
 
@@ -204,6 +229,21 @@ def with_settings(encoder: Encoder, **settings: Any) -> Encoder:
     changed = copy.copy(encoder)
     changed.config = dataclasses.replace(encoder.config, **settings)
     return changed
+
+
+def image_tower(encoder: Encoder) -> ImageTower:
+    """The image tower of an encoder that has one."""
+    assert encoder.images
+    return encoder.images
+
+
+def with_golden(model: Model, name: str, embedding: Embedding) -> Model:
+    """`model`, of which the self-check of the tower `name` expects another vector."""
+    tower = model.towers[name]
+    changed = dataclasses.replace(
+        tower, golden=dataclasses.replace(tower.golden, embedding=embedding)
+    )
+    return dataclasses.replace(model, towers={**model.towers, name: changed})
 
 
 @pytest.fixture(scope="session")

@@ -128,7 +128,7 @@ def write_products(model: Path, products: Path = PRODUCTS) -> None:
     The graph is ``PRODUCTS.onnx``. ``PRODUCTS.npz`` has an array for each of its inputs, and for
     each of its outputs what that must be.
     """
-    graph = onnx.load(model / PRECISIONS["int8"].file).graph
+    graph = onnx.load(model / PRECISIONS["int8"].file("image")).graph
     weights = {
         value.name: numpy_helper.to_array(value)
         for value in graph.initializer

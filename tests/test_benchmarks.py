@@ -71,11 +71,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
     judged = directory / "judged"
     judged.mkdir()
     model = Model.load(model_dir)
-    (judged / "0.image").write_bytes(model.golden_image)
+    (judged / "0.image").write_bytes(model.towers["image"].golden.input)
     (judged / "1.image").write_bytes(b"no image")
-    golden = pixels_of(model.golden_image)
+    golden = pixels_of(model.towers["image"].golden.input)
     np.save(judged / "pixels.npy", np.stack([golden, 255 - golden]))
-    np.save(judged / "vectors.npy", np.stack([model.golden_embedding] * 2))
+    np.save(judged / "vectors.npy", np.stack([model.towers["image"].golden.embedding] * 2))
     return directory
 
 

@@ -1,5 +1,6 @@
 """The export: where weights come from, what is written, and that the gate closes."""
 
+import dataclasses
 import hashlib
 import http.server
 import io
@@ -26,9 +27,14 @@ from export import ExportError, checkpoint, graph, images, parity
 from export.__main__ import main as export
 from export.checkpoint import DownloadError, Reference
 from handler.engines.torch_clip import import_clip
+from handler.model import Architecture
 
-SMALL = (64, 64, 2, 64, 32, 8, 100, 64, 1, 1)
-"""A ViT so small that it is made in no time; see `checkpoint.VIT_B_32`."""
+SMALL = Architecture(64, 64, 2, 64, 32, 8, 100, 64, 1, 1)
+"""A CLIP so small that it is made in no time."""
+
+FILES = {f"{tower}.{kind}" for tower in ("visual", "text") for kind in ("onnx", "onnx.data", "pt")}
+FILES |= {"vocabulary.json"}
+"""What an export writes beside ``model.json``."""
 
 CONTENT = bytes(range(256)) * 5000
 
@@ -101,18 +107,19 @@ def test_a_bad_download_leaves_nothing(
 def test_without_the_official_file_it_says_how_to_supply_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(
-        checkpoint.fetch, "__defaults__", ("http://127.0.0.1:9/ViT-B-32.pt", "0" * 64, tmp_path)
-    )
+    monkeypatch.setattr(checkpoint.fetch, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(checkpoint.Official, "url", "http://127.0.0.1:9/ViT-B-32.pt")
     assert export(["--out", str(tmp_path / "model")]) == 1
     error = capsys.readouterr().err
     assert "--checkpoint FILE" in error
-    assert checkpoint.OFFICIAL_URL in error
+    assert "http://127.0.0.1:9/ViT-B-32.pt" in error
     assert not (tmp_path / "model").exists()
 
 
-def test_the_official_url_names_its_own_hash() -> None:
-    assert checkpoint.OFFICIAL_SHA256 in checkpoint.OFFICIAL_URL
+def test_the_official_files_are_those_that_clip_itself_downloads() -> None:
+    theirs = import_clip().clip._MODELS
+    ours = {name: official.url for name, official in checkpoint.MODELS.items()}
+    assert ours == {name: url for name, url in theirs.items() if name.startswith("ViT")}
 
 
 def test_it_never_overwrites_a_folder_that_holds_no_model(
@@ -154,7 +161,7 @@ def custom(synthetic: Path) -> Reference:
 @pytest.fixture
 def loaded(custom: Reference, monkeypatch: pytest.MonkeyPatch) -> str:
     """Its path, which the export does not load again."""
-    known = {(custom.path, False): custom}
+    known = {(custom.path, False, "ViT-B/32"): custom}
     monkeypatch.setattr(checkpoint, "load_reference", lambda *asked: known[asked])
     return str(custom.path)
 
@@ -169,7 +176,10 @@ def test_the_official_file_is_known_by_its_own_hash(
     synthetic: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So the fingerprints of all exports of it, old and new, are equal."""
-    monkeypatch.setattr(checkpoint, "OFFICIAL_SHA256", checkpoint.sha256_of(synthetic))
+    known = dataclasses.replace(
+        checkpoint.MODELS["ViT-B/32"], sha256=checkpoint.sha256_of(synthetic)
+    )
+    monkeypatch.setitem(checkpoint.MODELS, "ViT-B/32", known)
     official = checkpoint.load_reference(synthetic)
     assert official.weights == "openai"
     assert official.sha256 == checkpoint.sha256_of(synthetic)
@@ -214,7 +224,7 @@ def test_the_gate_closes_on_a_wrong_graph(
     two = dict(list(images.parity_images().items())[:2])
     monkeypatch.setattr(images, "parity_images", lambda: two)
     out = tmp_path / "model"
-    assert export(["--checkpoint", loaded, "--out", str(out)]) == 1
+    assert export(["--checkpoint", loaded, "--towers", "image", "--out", str(out)]) == 1
     error = capsys.readouterr().err
     assert "photograph astronaut" in error
     assert "FAILED" in error
@@ -262,15 +272,20 @@ def test_model_json_holds_what_a_reader_needs(model_dir: Path, reference: Refere
     card = json.loads((model_dir / "model.json").read_text())
     assert card["model"] == "ViT-B/32"
     assert card["weights"] == "synthetic"
-    assert card["embedding_size"] == 512
+    assert card["architecture"]["embedding_size"] == 512
     assert card["checkpoint"]["sha256"] == reference.sha256
-    assert card["parity"]["images"] >= 24
-    assert card["parity"]["engines"] == ["onnx", "torch"]
-    assert card["parity"]["min_cosine"] >= 0.9999
-    assert {"torch", "openai-clip", "onnxruntime", "pillow"} <= card["versions"].keys()
-    golden = np.array(card["golden"]["embedding"], np.float32)
-    assert np.linalg.norm(golden) == pytest.approx(1, abs=1e-6)
-    assert card["files"].keys() == {"visual.onnx", "visual.onnx.data", "visual.pt"}
+    assert card["logit_scale"] == pytest.approx(1 / 0.07, rel=1e-3)  # as clip begins its training
+    assert {"torch", "openai-clip", "onnxruntime", "ftfy", "regex"} <= card["versions"].keys()
+    assert card["towers"].keys() == {"image", "text"}
+    for name, samples in (("image", 24), ("text", 100)):
+        tower = card["towers"][name]
+        assert tower["parity"]["samples"] >= samples
+        assert tower["parity"]["engines"] == ["onnx", "torch"]
+        assert tower["parity"]["min_cosine"] >= 0.99999
+        golden = np.array(tower["golden"]["embedding"], np.float32)
+        assert np.linalg.norm(golden) == pytest.approx(1, abs=1e-6)
+    assert card["towers"]["image"]["sha256"] == reference.sha256 != card["towers"]["text"]["sha256"]
+    assert card["files"].keys() == FILES
     for name, file in card["files"].items():
         assert checkpoint.sha256_of(model_dir / name) == file["sha256"]
 
@@ -281,8 +296,9 @@ def test_the_graph_is_portable_and_small(model_dir: Path) -> None:
     (pixels,), (embeddings,) = model.graph.input, model.graph.output
     assert pixels.type.tensor_type.elem_type == onnx.TensorProto.UINT8
     assert embeddings.type.tensor_type.shape.dim[1].dim_value == 512
-    # 87.8 M parameters, nearly all exactly representable in two bytes each.
+    # 87.8 M and 63.4 M parameters, nearly all of them in two bytes.
     assert (model_dir / "visual.onnx.data").stat().st_size < 87.8e6 * 2 * 1.05
+    assert (model_dir / "text.onnx.data").stat().st_size < 63.4e6 * 2 * 1.05
 
 
 def test_anyone_may_read_the_files(model_dir: Path) -> None:
@@ -300,6 +316,5 @@ def test_a_new_export_replaces_the_old(
     one = dict(list(images.parity_images().items())[:1])
     monkeypatch.setattr(images, "parity_images", lambda: one)
     assert export(["--checkpoint", loaded, "--out", str(out)]) == 0
-    written = {"model.json", "visual.onnx", "visual.onnx.data", "visual.pt"}
-    assert {f.name for f in out.iterdir()} == written | {"notes.txt"}
+    assert {f.name for f in out.iterdir()} == FILES | {"model.json", "notes.txt"}
     assert json.loads((out / "model.json").read_text())["weights"] == "custom"

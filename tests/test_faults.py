@@ -256,7 +256,7 @@ def test_a_refused_image_is_forgotten_at_once(encoder: Encoder) -> None:
     try:
         with pytest.raises(ClipError):
             encoder.encode(broken)
-        outcomes = encoder.encode_batch([Outcome(broken), Outcome(data), Outcome(b"no image")])
+        outcomes = encoder.encode_images([Outcome(broken), Outcome(data), Outcome(b"no image")])
         assert [outcome.error is None for outcome in outcomes] == [False, True, False]
         assert sys.getrefcount(broken) == before
     finally:

@@ -36,8 +36,8 @@ from export import (
     mending,
     parity,
     rounding,
+    texts,
 )
-from export.__main__ import MEAN, STD
 from export.__main__ import main as export
 from export.calibration import Moments
 from export.checkpoint import Reference
@@ -45,10 +45,12 @@ from export.graph import Graph, Matrix
 from export.int8 import Integer, Tower
 from export.mending import Vectors
 from export.rounding import Rounded
+from export.towers import MEAN, STD
 from handler.config import Config, ConfigError
 from handler.encoder import load_encoder
 from handler.engines.onnx_cpu import OnnxCpuEngine
-from handler.model import Model, ModelError
+from handler.model import Architecture, Model, ModelError
+from handler.outcome import Outcome
 from tests.conftest import pixels_of
 
 NAMES = (*(f"photograph {name}" for name in images.PHOTOGRAPHS), "1-bit")
@@ -63,6 +65,8 @@ class Export:
     tower: Tower
     """In integers altogether, before it was mended."""
     output: str
+    name: str = "image"
+    """Which tower it is of."""
 
     @property
     def card(self) -> dict[str, Any]:
@@ -71,16 +75,19 @@ class Export:
 
     @property
     def mended(self) -> Tower:
-        names = self.card["parity_int8"]["layers_in_float"]
+        names = self.card["towers"][self.name]["parity_int8"]["layers_in_float"]
         return dataclasses.replace(self.tower, in_float=tuple(names))
 
 
 @contextlib.contextmanager
 def quickly() -> Iterator[pytest.MonkeyPatch]:
-    """Export over few images, and calibrate with a quarter of the pictures."""
+    """Export over few images and texts, and calibrate with a quarter of the pictures."""
     few = images.calibration_pixels()[::4]
     chosen = {name: images.parity_images()[name] for name in NAMES}
+    captions = texts.captions()[::9]
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texts, "captions", lambda: captions)
+        patch.setattr(texts, "nasty", lambda: ())
         patch.setattr(images, "calibration_pixels", lambda: few)
         patch.setattr(images, "parity_images", lambda: chosen)
         patch.setattr(mending, "SHOWN", 1)
@@ -88,9 +95,12 @@ def quickly() -> Iterator[pytest.MonkeyPatch]:
 
 
 def exported(
-    reference: Reference, folder: Path, change: Callable[[Tower], Tower] = lambda tower: tower
+    reference: Reference,
+    folder: Path,
+    change: Callable[[Tower], Tower] = lambda tower: tower,
+    name: str = "image",
 ) -> Export:
-    """Run the export of `reference`, which must succeed; `change` may spoil its integers."""
+    """Run the export of a tower, which must succeed; `change` may spoil its integers."""
     towers = []
     quantize = int8.quantize
 
@@ -102,8 +112,9 @@ def exported(
         patch.setattr("export.__main__._reference", lambda options: reference)
         patch.setattr(int8, "quantize", noting)
         out = folder / "model"
-        assert export(["--synthetic", "--precision", "int8", "--out", str(out)]) == 0
-    return Export(out, reference, towers[0], output.getvalue())
+        arguments = ["--synthetic", "--precision", "int8", "--towers", name]
+        assert export([*arguments, "--out", str(out)]) == 0
+    return Export(out, reference, towers[0], output.getvalue(), name)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +143,17 @@ def hard(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Expo
     return exported(changed, tmp_path_factory.mktemp("hard"), spoil)
 
 
+@pytest.fixture(scope="module")
+def text(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """The text tower, of weights with heavy tails and with channels that stand out."""
+    changed = copy.deepcopy(reference)
+    _draw_norms(changed.model)
+    checkpoint.redraw(changed.model.transformer, "student")
+    checkpoint.add_outliers(changed.model)
+    changed.model.half().float()
+    return exported(changed, tmp_path_factory.mktemp("text"), name="text")
+
+
 @torch.no_grad()
 def _draw_norms(tower: Any) -> None:
     """Give the LayerNorms gains and biases, where torch begins with ones and zeros."""
@@ -156,7 +178,7 @@ def samples(hard: Export) -> list[parity.Sample]:
 
 
 def encoded(model: onnx.ModelProto, samples: list[parity.Sample]) -> Matrix:
-    return Vectors(model)(np.stack([sample.pixels for sample in samples]))
+    return Vectors(model)([sample.input for sample in samples])
 
 
 def off(ours: Matrix, samples: list[parity.Sample]) -> float:
@@ -174,11 +196,12 @@ def close_enough(ours: Matrix, samples: list[parity.Sample]) -> bool:
 
 def test_model_json_holds_the_figures_of_both_gates(each: Export) -> None:
     card = each.card
-    int8_, fp32 = card["parity_int8"], card["parity"]
+    tower = card["towers"]["image"]
+    int8_, fp32 = tower["parity_int8"], tower["parity"]
     assert 0.997 <= int8_["min_cosine"] < fp32["min_cosine"]
     assert 0.999 <= int8_["min_cosine_photographs"] < 1
     assert 0.9995 <= int8_["mean_cosine"] < 1
-    assert int8_["images"] == fp32["images"] == len(NAMES)
+    assert int8_["samples"] == fp32["samples"] == len(NAMES)
     assert int8_["limits"] == {
         "min_cosine": 0.997,
         "max_difference": 1.0,
@@ -189,7 +212,7 @@ def test_model_json_holds_the_figures_of_both_gates(each: Export) -> None:
     assert fp32["limits"] == {"min_cosine": 0.99999, "max_difference": 1e-4}
     assert int8_["engines"] == ["onnx"]
     assert int8_["scheme"] == "int8row"
-    assert card["format"] == 1
+    assert card["format"] == 2
     sizes = {name: file["bytes"] for name, file in card["files"].items()}
     assert sizes["visual.int8.onnx.data"] < sizes["visual.onnx.data"] / 1.4  # with what is mended
 
@@ -250,6 +273,27 @@ def test_vectors_are_the_same_to_the_bit_in_every_batch(each: Export, size: int)
     np.testing.assert_array_equal(together[list(some)], alone)
 
 
+def test_texts_are_as_exact_as_images(text: Export) -> None:
+    tower = text.card["towers"]["text"]
+    assert text.card["files"].keys() >= {"text.int8.onnx", "text.int8.onnx.data", "vocabulary.json"}
+    assert tower["parity"]["min_cosine"] > 0.99999
+    assert 0.997 <= tower["parity_int8"]["min_cosine"] < 0.99999
+    assert tower["parity_int8"]["mean_cosine"] >= 0.9995
+    assert tower["parity_int8"]["engines"] == ["onnx"]
+    assert len(text.mended.in_float) < 10  # of 49: most of it is in integers
+
+
+def test_the_vector_of_a_text_does_not_depend_on_the_texts_beside_it(text: Export) -> None:
+    encoder = load_encoder(Config(model_dir=text.directory, precision="int8"))
+    assert encoder.fault is None
+    captions = texts.captions()
+    tokens = [Outcome(encoder.tokenize(caption)) for caption in captions]
+    together = [outcome.get() for outcome in encoder.encode_texts(tokens)]
+    for place in range(0, len(captions), 10):
+        (alone,) = encoder.encode_texts(tokens[place : place + 1])
+        np.testing.assert_array_equal(together[place], alone.get(), captions[place])
+
+
 # --- faults that must be seen
 
 
@@ -271,7 +315,8 @@ def test_one_scale_for_a_tensor_does_not_pass(
     plain: Export, parity_samples: list[parity.Sample], tmp_path: Path
 ) -> None:
     """The vectors that it gives alone are exact enough; in a batch they are others."""
-    int8.save(plain.tower.build(OneScale(plain.tower.rounded)), tmp_path)
+    model_file = tmp_path / "visual.int8.onnx"
+    int8.save(plain.tower.build(OneScale(plain.tower.rounded)), model_file)
     model = dataclasses.replace(Model.load(plain.directory), directory=tmp_path)
     engine = OnnxCpuEngine(model, threads=1, precision="int8")
     rows = parity.compare([engine], [sample for sample in parity_samples if sample.name in NAMES])
@@ -318,11 +363,11 @@ def layer() -> tuple[Matrix, Matrix]:
 def alone(weight: Matrix, bias: Matrix, rows: Matrix) -> tuple[Matrix, Matrix]:
     """What one linear layer in integers makes of `rows`, and the scales that it gives them."""
     linear = Integer({"layer": nearest(weight)})
-    g = Graph(halve=False, linear=linear)
+    g = Graph("layer", halve=False, linear=linear)
     x = g.input("x", onnx.TensorProto.FLOAT, "n", weight.shape[1])
     g.output(linear(g, x, "layer", weight, bias), "n", weight.shape[0])
     g.output(linear.scale(g, x), "n", 1)
-    parts = (g.nodes, "layer", g.inputs[1:], g.outputs, g.initializers)  # without the pixels
+    parts = (g.nodes, "layer", g.inputs, g.outputs, g.initializers)
     opsets = [onnx.helper.make_opsetid("", graph.OPSET)]
     opsets.append(onnx.helper.make_opsetid(graph.ONNX_RUNTIME, 1))
     model = onnx.helper.make_model(
@@ -375,7 +420,8 @@ def state(reference: Reference) -> graph.Weights:
 
 
 def built(weights: graph.Weights, linear: graph.Linear) -> onnx.ModelProto:
-    return graph.build(weights, np.array(MEAN), np.array(STD), linear=linear)
+    mean, std = np.array(MEAN), np.array(STD)
+    return graph.build_image(weights, checkpoint.VIT_B_32, mean, std, linear=linear)
 
 
 # --- its parts
@@ -384,8 +430,8 @@ def built(weights: graph.Weights, linear: graph.Linear) -> onnx.ModelProto:
 def test_smoothing_changes_the_weights_but_not_the_function(hard: Export) -> None:
     weights = state(hard.reference)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
-    before = Vectors(built(weights, graph.FLOAT))(pixels)
-    after = Vectors(hard.tower.build(graph.FLOAT))(pixels)
+    before = Vectors(built(weights, graph.FLOAT))(list(pixels))
+    after = Vectors(hard.tower.build(graph.FLOAT))(list(pixels))
     np.testing.assert_array_equal(before, after)  # factors are powers of two, so to the bit
     for layer in range(12):
         name = f"transformer.resblocks.{layer}.mlp.c_fc"
@@ -459,7 +505,7 @@ def test_it_is_calibrated_with_pictures_that_it_is_not_judged_by() -> None:
 
 
 def test_sound_weights_are_not_mended(plain: Export) -> None:
-    assert plain.card["parity_int8"]["layers_in_float"] == []
+    assert plain.mended.in_float == ()
     assert "in float" not in plain.output
 
 
@@ -482,7 +528,7 @@ def test_where_nothing_is_gained_it_says_so_loudly(plain: Export) -> None:
     all_of_it = dataclasses.replace(plain.tower, in_float=tuple(plain.tower.weights))
     text = mending.cost(all_of_it, 91.5, before=29, now=71, fp32=100)
     assert "50 of 50 layers are in float: +91.5 MB" in text
-    assert "an image takes 71 ms instead of 29 (fp32: 100)" in text
+    assert "one inference takes 71 ms instead of 29 (fp32: 100)" in text
     assert "WARNING" in text
     assert "Use fp32" in text
     assert "WARNING" not in mending.cost(all_of_it, 91.5, before=29, now=70, fp32=100)
@@ -491,7 +537,7 @@ def test_where_nothing_is_gained_it_says_so_loudly(plain: Export) -> None:
 # --- the gate
 
 
-def row(name: str, cosine: float, precision: str = "int8", **others: bool) -> parity.Row:
+def row(name: str, cosine: float, precision: str = "int8", **others: Any) -> parity.Row:
     return parity.Row(name, "onnx", True, cosine, 0.01, precision, **others)
 
 
@@ -544,7 +590,7 @@ def test_synthetic_outliers_leave_the_function_as_it_was(reference: Reference) -
 
 
 def test_a_synthetic_checkpoint_is_made_with_them(tmp_path: Path) -> None:
-    small = (64, 64, 2, 64, 32, 8, 100, 64, 1, 1)
+    small = Architecture(64, 64, 2, 64, 32, 8, 100, 64, 1, 1)
     make = partial(checkpoint.make_synthetic, architecture=small)
     plain = torch.jit.load(make(tmp_path / "plain.pt")).state_dict()
     hard = torch.jit.load(

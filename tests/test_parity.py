@@ -29,6 +29,31 @@ def test_both_engines_give_clips_own_vectors(
     assert min(row.cosine for row in rows) > 0.999999
 
 
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_both_engines_give_clips_own_vectors_of_texts(
+    kind: str, model: Model, text_samples: list[parity.Sample]
+) -> None:
+    assert len(text_samples) >= 100
+    assert {len(sample.input) for sample in text_samples} >= {2, 8, 12, 77}
+    engine = load_engine(Config(engine=kind), model, "text")
+    rows = parity.compare([engine], text_samples)
+    assert all(row.passed for row in rows), parity.table(rows)
+    assert min(row.cosine for row in rows) > 0.999999
+
+
+def test_what_follows_the_end_of_a_text_has_no_influence(model: Model) -> None:
+    """As where texts of several lengths are padded with zeros, or anything."""
+    text = np.array([[49406, 320, 1125, 539, 320, 2368, 49407]], np.int32)
+    padded = np.pad(text, ((0, 0), (0, 40)))
+    garbage = np.concatenate([text, np.full((1, 30), 40000, np.int32)], axis=1)
+    engine = OnnxCpuEngine(model, threads=1, tower="text")
+    for longer in (padded, garbage):
+        np.testing.assert_allclose(engine.encode(longer), engine.encode(text), atol=1e-6)
+    other = text.copy()
+    other[0, 1] = 321
+    assert np.abs(engine.encode(other) - engine.encode(text)).max() > 1e-3
+
+
 def test_the_engines_agree(model: Model) -> None:
     pixels = _noise(4)
     onnx = OnnxCpuEngine(model, threads=1).encode(pixels)

@@ -393,7 +393,7 @@ def test_downloads_run_side_by_side_and_while_images_are_encoded(
             assert [outcome.get() for outcome in fetched] == [photo] * len(some)
             seconds.append(time.monotonic() - start)
         record["s3_wait_ms"] = 0
-        here.encode_batch(wanted)
+        here.encode_images(wanted)
     assert seconds[1] < 12 * seconds[0]  # three rounds, and the stand-in's own time; not 24
     waited = record["s3_wait_ms"] / 1000  # for about the first round only
     assert 0 < waited < 0.7 * seconds[1]

@@ -1,4 +1,4 @@
-"""Engines turn pixels into embeddings: what an engine is, and which one is loaded."""
+"""Engines turn pixels or tokens into embeddings: what an engine is, and which one is loaded."""
 
 import ctypes
 import importlib.util
@@ -9,9 +9,12 @@ from numpy.typing import NDArray
 
 from handler.config import Config, available_cpus
 from handler.model import Model
+from handler.precision import PRECISIONS
 
 Pixels = NDArray[np.uint8]
-"""uint8 RGB [n, 224, 224, 3]."""
+"""uint8 RGB [n, side, side, 3]; the side is 224, but for the largest CLIP."""
+TokenIds = NDArray[np.int32]
+"""int32 [n, t], t of at most 77; after a text's end any token."""
 Embeddings = NDArray[np.float32]
 """float32 [n, 512], each row of unit length."""
 Embedding = NDArray[np.float32]
@@ -19,7 +22,7 @@ Embedding = NDArray[np.float32]
 
 
 class Engine(Protocol):
-    """The image tower of CLIP ViT-B/32. Thread-safe."""
+    """One of CLIP's towers. Thread-safe."""
 
     name: str
     """``"onnx"`` or ``"torch"``."""
@@ -28,11 +31,11 @@ class Engine(Protocol):
     precision: str
     """``"fp32"``, ``"fp16"`` or ``"int8"``."""
 
-    def encode(self, pixels: Pixels) -> Embeddings:
-        """uint8 [n, 224, 224, 3] -> float32 [n, 512] of unit length, any n >= 1."""
+    def encode(self, inputs: Pixels | TokenIds) -> Embeddings:
+        """What the tower takes, pixels or tokens -> float32 [n, 512] of unit length, any n >= 1."""
 
 
-def load_engine(config: Config, model: Model) -> Engine:
+def load_engine(config: Config, model: Model, tower: str = "image") -> Engine:
     """Load the engine `config` asks for; ``auto`` is torch where CUDA is usable, else onnx.
 
     Raises:
@@ -41,16 +44,16 @@ def load_engine(config: Config, model: Model) -> Engine:
     """
     # Imported here, so that nobody waits for the libraries of the engine that is not used.
     auto = config.engine == "auto" and config.precision == "fp32"
-    if config.engine == "torch" or (auto and _cuda_usable(model)):
+    if config.engine == "torch" or (auto and _cuda_usable(model, tower)):
         from handler.engines.torch_clip import TorchClipEngine
 
-        return TorchClipEngine(model)
+        return TorchClipEngine(model, tower=tower)
     from handler.engines.onnx_cpu import OnnxCpuEngine
 
-    return OnnxCpuEngine(model, config.threads or available_cpus(), config.precision)
+    return OnnxCpuEngine(model, config.threads or available_cpus(), config.precision, tower)
 
 
-def _cuda_usable(model: Model) -> bool:
+def _cuda_usable(model: Model, tower: str) -> bool:
     """Whether there are a GPU, torch and weights for it.
 
     The driver is asked, not torch, whose import would cost every start without a GPU 2 s.
@@ -63,5 +66,5 @@ def _cuda_usable(model: Model) -> bool:
     failed = driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0
     if failed or count.value == 0:
         return False
-    has_weights = (model.directory / "visual.pt").exists()
+    has_weights = (model.directory / PRECISIONS["fp16"].file(tower)).exists()
     return has_weights and importlib.util.find_spec("torch") is not None

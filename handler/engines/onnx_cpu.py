@@ -8,18 +8,20 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime as ort
 
-from handler.engines import Embeddings, Pixels
+from handler.engines import Embeddings, Pixels, TokenIds
 from handler.model import Model, ModelError
 from handler.precision import PRECISIONS
 
 
 class OnnxCpuEngine:
-    """One graph: preprocessing constants, tower and unit length."""
+    """One graph: what comes before the tower, the tower, and unit length."""
 
     name = "onnx"
     device = "cpu"
 
-    def __init__(self, model: Model, threads: int, precision: str = "fp32") -> None:
+    def __init__(
+        self, model: Model, threads: int, precision: str = "fp32", tower: str = "image"
+    ) -> None:
         """Map the weights and plan the graph for `threads` compute threads.
 
         Raises:
@@ -36,7 +38,7 @@ class OnnxCpuEngine:
         # CPUs are shared or capped.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors only: its warnings would reach the caller's log
-        path = model.directory / PRECISIONS[precision].file
+        path = model.directory / PRECISIONS[precision].file(tower)
         try:
             self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
@@ -49,9 +51,11 @@ class OnnxCpuEngine:
                 f"{PRECISIONS[precision].scheme}: export the model again"
             )
 
-    def encode(self, pixels: Pixels) -> Embeddings:
-        """uint8 [n, 224, 224, 3] -> float32 [n, 512] of unit length."""
-        (embeddings,) = self._session.run(["embeddings"], {"pixels": pixels})
+        self._input = self._session.get_inputs()[0].name
+
+    def encode(self, inputs: Pixels | TokenIds) -> Embeddings:
+        """See `Engine.encode`."""
+        (embeddings,) = self._session.run(["embeddings"], {self._input: inputs})
         return embeddings  # type: ignore[no-any-return]  # the graph's declared output
 
 

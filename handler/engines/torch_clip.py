@@ -1,12 +1,15 @@
 """The engine of torch and OpenAI's clip: for GPUs, and in the export beside the other engine."""
 
 import warnings
+from collections.abc import Callable, Mapping
 from types import ModuleType
+from typing import Any
 
 import torch
 
-from handler.engines import Embeddings, Pixels
+from handler.engines import Embeddings, Pixels, TokenIds
 from handler.model import Model, ModelError
+from handler.precision import PRECISIONS
 
 # The compiled operators that torchvision's Python code names when it is imported.
 _TORCHVISION_OPERATORS = (
@@ -41,41 +44,92 @@ _keep_alive: list[object] = []  # a torch.library.Library undeclares its operato
 
 
 class TorchClipEngine:
-    """clip's own ``VisionTransformer``: fp16 on CUDA, as ``clip.load`` does, fp32 on CPU."""
+    """clip's own model, of which one tower is loaded.
+
+    Its precision is fp16 on CUDA, as with ``clip.load``, and fp32 on CPU.
+    """
 
     name = "torch"
 
-    def __init__(self, model: Model, device: str | None = None) -> None:
-        """Load ``visual.pt`` onto `device`, CUDA when there is one.
+    def __init__(self, model: Model, device: str | None = None, tower: str = "image") -> None:
+        """Load ``visual.pt`` or ``text.pt`` onto `device`, CUDA when there is one.
 
         Raises:
-            ModelError: ``visual.pt`` is missing or unreadable.
+            ModelError: the file is missing or unreadable.
         """
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self.precision = "fp16" if self.device == "cuda" else "fp32"
-        import_clip()
-        from clip.model import VisionTransformer, convert_weights
-
-        path = model.directory / "visual.pt"
+        path = model.directory / PRECISIONS["fp16"].file(tower)
         try:
             state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # missing, truncated, not a checkpoint: each its own type
             raise ModelError(f"{path} cannot be loaded: {error}") from error
-        visual = VisionTransformer(224, 32, 768, 12, 12, model.embedding_size)
-        visual.load_state_dict(state)
-        if self.precision == "fp16":
-            convert_weights(visual)
-        self._visual = visual.eval().to(self.device)
-        shape = (1, 3, 1, 1)
-        self._mean = torch.tensor(model.mean, device=self.device).view(shape)
-        self._std = torch.tensor(model.std, device=self.device).view(shape)
+        build = _image_tower if tower == "image" else _text_tower
+        self.module, self._encode = build(model, state, self.device)
 
     @torch.inference_mode()
-    def encode(self, pixels: Pixels) -> Embeddings:
-        """uint8 [n, 224, 224, 3] -> float32 [n, 512] of unit length."""
-        x = torch.tensor(pixels, device=self.device)  # a copy: the pixels may be read-only
-        x = x.permute(0, 3, 1, 2).float().div(255)  # [n, 3, 224, 224] in [0, 1]
-        x = (x - self._mean) / self._std
-        x = self._visual(x.type(self._visual.conv1.weight.dtype)).float()  # [n, 512]
+    def encode(self, inputs: Pixels | TokenIds) -> Embeddings:
+        """See `Engine.encode`."""
+        x = torch.tensor(inputs, device=self.device)  # a copy: pixels may be read-only
+        x = self._encode(x).float()  # [n, 512]
         embeddings: Embeddings = (x / x.norm(dim=-1, keepdim=True)).cpu().numpy()
         return embeddings
+
+
+Encode = Callable[[torch.Tensor], torch.Tensor]
+State = Mapping[str, torch.Tensor]
+
+
+def _image_tower(model: Model, state: State, device: str) -> tuple[torch.nn.Module, Encode]:
+    """Clip's ``VisionTransformer``, and how it is used: uint8 [n, side, side, 3] -> [n, 512]."""
+    import_clip()
+    from clip.model import VisionTransformer
+
+    a = model.architecture
+    heads = a.image_width // 64
+    visual = VisionTransformer(
+        a.resolution, a.patch, a.image_width, a.image_layers, heads, a.embedding_size
+    )
+    visual = _loaded(visual, state, device)
+    shape = (1, 3, 1, 1)
+    mean = torch.tensor(model.preprocessing.mean, device=device).view(shape)
+    std = torch.tensor(model.preprocessing.std, device=device).view(shape)
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        x = pixels.permute(0, 3, 1, 2).float().div(255)  # [n, 3, side, side] in [0, 1]
+        encoded: torch.Tensor = visual(((x - mean) / std).type(visual.conv1.weight.dtype))
+        return encoded
+
+    return visual, encode
+
+
+def _text_tower(model: Model, state: State, device: str) -> tuple[torch.nn.Module, Encode]:
+    """A ``CLIP``, and how its ``encode_text``, which takes 77 tokens of each text, is used.
+
+    int32 [n, t] -> [n, 512].
+    """
+    import_clip()
+    from clip.model import CLIP
+
+    a = model.architecture
+    # clip has no class for the text tower alone: the image tower is as small as can be, and of its
+    # weights only their number format is looked at.
+    clip = CLIP(*a._replace(resolution=1, patch=1, image_layers=0, image_width=64))
+    clip = _loaded(clip, {**clip.state_dict(), **state}, device)
+
+    def encode(tokens: torch.Tensor) -> torch.Tensor:
+        padding = (0, a.context_length - tokens.shape[1])
+        encoded: torch.Tensor = clip.encode_text(torch.nn.functional.pad(tokens, padding))
+        return encoded
+
+    return clip, encode
+
+
+def _loaded(module: torch.nn.Module, state: State, device: str) -> Any:
+    """`module` with its weights, on its device, in the number format of that."""
+    from clip.model import convert_weights
+
+    module.load_state_dict(state)
+    if device == "cuda":
+        convert_weights(module)
+    return module.eval().to(device)

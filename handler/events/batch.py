@@ -324,7 +324,7 @@ def _process(wanted: Wanted, task: Task, file: str = "") -> Outcomes:
     Vectors go into `file`, or each to a place of its own. Failures are logged one by one.
     """
     sources = list(wanted)
-    encoded = task.encoder.encode_batch([Outcome(source) for source in sources], task.budget)
+    encoded = task.encoder.encode_images([Outcome(source) for source in sources], task.budget)
     outcomes = dict(zip(sources, encoded, strict=True))
     if task.encoder.config.output != "caller":
         outcomes |= _write(outcomes, task, file)

@@ -60,7 +60,13 @@ class Decoder(Protocol):
 
 
 def prepare() -> Zygote | None:
-    """Start the process that will fork decoders; it gets ready by itself. None: not on Linux."""
+    """Start the process that will fork decoders; it gets ready by itself.
+
+    None: not on Linux, or ``CLIP_TOWERS`` has it that only texts are served. (That variable is read
+    here already, because this process is started before the settings are.)
+    """
+    if os.environ.get("CLIP_TOWERS", "").strip() == "text":
+        return None
     return Zygote() if platform.system() == "Linux" else None
 
 
