@@ -16,8 +16,8 @@ from clip_encoder.cli.sources import Source
 from clip_encoder.client import Client
 from clip_encoder.errors import EncoderError, ServiceUnusable
 
-SHARD_SIZE = 100_000
-"""Vectors in one file, by default: 200 MB."""
+SHARD_SIZE = 50_000
+"""Vectors in one file, by default: 100 MB. A file is read as a whole, and written row by row."""
 
 SUMMARY = "encode images into a file of vectors"
 DESCRIPTION = """\

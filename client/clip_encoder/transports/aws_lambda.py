@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from clip_encoder.errors import EncoderError, Refused, Unreachable
-from clip_encoder.protocol import HEALTH, Answer, Call, Limits, fingerprint_of
+from clip_encoder.protocol import HEALTH, Answer, Call, Limits, Tower, fingerprint_of
 
 try:
     import boto3  # this module is imported by those who call functions only
@@ -67,21 +67,25 @@ class LambdaTransport:
         if call.tower is None:
             return Answer(body, None)
         with self._asking:
-            health = self._health_of(version)
-        return Answer(body, fingerprint_of(health, call.tower))
+            return Answer(body, self._fingerprint(version, call.tower))
 
     def close(self) -> None:
         """Close the connections."""
         self._lambda.close()
 
-    def _health_of(self, version: str) -> dict[str, Any]:
-        """What `version` says of itself."""
+    def _fingerprint(self, version: str, tower: Tower) -> str | None:
+        """The fingerprint of the vectors of `tower` that `version` makes.
+
+        None where that is not known yet: each instance of a function learns its texts' fingerprint
+        with its first text.
+        """
         for _ in range(ATTEMPTS):
             if version in self._known:
                 health, asked_at = self._known[version]
+                found = fingerprint_of(health, tower)
                 is_fresh = time.monotonic() - asked_at < TRUSTED_SECONDS
-                if is_fresh or version != UNVERSIONED:
-                    return health
+                if is_fresh or (found is not None and version != UNVERSIONED):
+                    return found
             health, answered = self._invoke(HEALTH.event)
             self._known[answered] = (health, time.monotonic())
         raise EncoderError(

@@ -80,7 +80,8 @@ def _settings(
     settings: dict[str, Any] = {
         "base_url": address.rstrip("/"),
         "timeout": timeout,
-        "limits": httpx.Limits(max_connections=connections, max_keepalive_connections=connections),
+        # Callers may have threads and tasks of their own, none of which should wait for another.
+        "limits": httpx.Limits(max_connections=None, max_keepalive_connections=connections),
         "headers": {"x-api-key": api_key} if api_key else {},
     }
     if sigv4:

@@ -45,4 +45,5 @@ class LocalTransport:
 
     def close(self) -> None:
         """End the processes that decode."""
-        self._encoder.decoder.close()
+        if self._encoder.images is not None:
+            self._encoder.images.decoder.close()
