@@ -2,8 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,8 @@ def connected(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 def test_one_text(connected: Client, encoder: Encoder) -> None:
     found = connected.encode_text("a photo of a cat")
-    assert (found.shape, found.dtype) == ((512,), np.float32)
+    assert found.shape == (512,)
+    assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected(encoder, "a photo of a cat"), atol=1e-6)
     with pytest.raises(EncoderError, match="77") as caught:
         connected.encode_text(LONG)
@@ -166,7 +166,6 @@ def test_a_functions_texts_have_a_fingerprint_once_it_has_seen_one(
 # --- the commands ---------------------------------------------------------------------------------
 
 Capture = pytest.CaptureFixture[str]
-Serve = Callable[..., AbstractContextManager[httpx.Client]]
 
 
 def test_similar_to_a_text(
