@@ -144,7 +144,7 @@ def test_a_list_on_stdin(
         "detail": "missing.jpg: No such file or directory",
     }
     printed = capsys.readouterr()
-    assert printed.err == "1 images failed (1 unreadable_file): see v.failures.jsonl\n"
+    assert printed.err == "1 failed (1 unreadable_file): see v.failures.jsonl\n"
     assert printed.out == "3 vectors of numbers in v.npz\n"
 
 

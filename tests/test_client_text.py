@@ -37,7 +37,8 @@ def connected(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         address = "lambda://function"
     else:
         address = f"local:{request.getfixturevalue('model_dir')}"
-    with Client(address) as client:
+    # The emulator of Lambda ends when it is called a second time meanwhile.
+    with Client(address, concurrency=1 if request.param == "lambda" else 4) as client:
         yield client
 
 
@@ -49,6 +50,8 @@ def test_one_text(connected: Client, encoder: Encoder) -> None:
     with pytest.raises(EncoderError, match="77") as caught:
         connected.encode_text(LONG)
     assert caught.value.code == "text_too_long"
+    with pytest.raises(EncoderError, match="surrogate pair at character 2"):
+        connected.encode_text("a \ud83d")
     cut = connected.encode_text(LONG, truncate=True)
     np.testing.assert_allclose(cut, expected(encoder, LONG, truncate=True), atol=1e-6)
 
@@ -57,7 +60,7 @@ def test_many_texts_in_order_and_failures_as_values(connected: Client, encoder: 
     texts = ["a cat", LONG, "a dog", "\ud83d", "cat 🐈"]
     results = list(connected.encode_texts(text for text in texts))
     assert [result.source for result in results] == texts
-    assert results[1].code == "text_too_long"
+    assert [r.code for r in results] == [None, "text_too_long", None, "invalid_text", None]
     for place in (0, 2, 4):
         np.testing.assert_allclose(results[place].get(), expected(encoder, texts[place]), atol=1e-6)
 
@@ -114,9 +117,16 @@ def test_texts_with_asyncio(client: httpx.Client, encoder: Encoder, photo: bytes
 
 
 @pytest.mark.parametrize("item", [7, None, ["a"]])
-def test_what_cannot_be_ranked(item: Any) -> None:
-    with Client("http://127.0.0.1:9") as client, pytest.raises(TypeError, match="a query or"):
-        client.rank([item], ["a cat"])
+def test_what_is_no_text_and_cannot_be_ranked(item: Any) -> None:
+    with Client("http://127.0.0.1:9") as client:
+        with pytest.raises(TypeError, match="a query or"):
+            client.rank([item], ["a cat"])
+        with pytest.raises(TypeError, match="a text is a str"):
+            client.encode_text(item)
+        with pytest.raises(TypeError, match="a text is a str"):
+            list(client.encode_texts([item]))
+        with pytest.raises(EncoderError, match="invalid_text"):
+            client.rank(["\ud83d"], ["a cat"])
 
 
 def test_images_and_texts_have_a_fingerprint_each() -> None:

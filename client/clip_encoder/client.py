@@ -220,8 +220,12 @@ def read_item(numbered: tuple[int, Image], shrink: bool, limits: protocol.Limits
 
 
 def text_items(texts: Iterable[str]) -> Iterator[Item]:
-    """Texts as items, each with its place."""
-    return (Item(index, text, text) for index, text in enumerate(texts))
+    """Texts as items, each with its place; one that cannot be sent has its error."""
+    for index, text in enumerate(texts):
+        try:
+            yield Item(index, text, protocol.check_text(text))
+        except EncoderError as error:
+            yield Item(index, text, error=error)
 
 
 def images_call(items: Sequence[Item]) -> protocol.Call:

@@ -11,7 +11,7 @@
 ``code`` is the service's own word where the service answered (``not_an_image``, ``overloaded`` and
 so on: see the service's documentation), and one of these otherwise:
 
-- ``unreadable_file``: a file that cannot be read here
+- ``unreadable_file``, ``invalid_text``: a file that cannot be read here, or a text that is none
 - ``unreachable``, ``forbidden``, ``too_many_requests``, or ``http_502`` and so on by the status
 - ``function_error``: the Lambda function crashed or ran out of time
 - ``fingerprint_changed``, ``foreign_answer`` (no answer of this service), ``missing_package``

@@ -85,8 +85,31 @@ def encode_images(payloads: Sequence[images.Payload]) -> Call:
     return Call("/encode_images", body, body, "image")
 
 
+def check_text(text: str) -> str:
+    """`text` itself, if it can be sent.
+
+    Raises:
+        EncoderError: it holds half of a surrogate pair, for which the service would refuse a whole
+            batch.
+        TypeError: it is no `str`.
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"a text is a str, not a {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        detail = f"half of a surrogate pair at character {error.start}, which is no text"
+        raise EncoderError("invalid_text", detail) from error
+    return text
+
+
 def encode_text(text: str, truncate: bool) -> Call:
-    """Ask for one text's vector."""
+    """Ask for one text's vector.
+
+    Raises:
+        EncoderError: as `check_text`.
+    """
+    check_text(text)
     body = {"text": text, "truncate": truncate}
     return Call("/encode_text", body, body, "text")
 
@@ -106,7 +129,8 @@ def rank(
     """Ask how well each candidate fits each query; see `rank_item` for what they may be.
 
     Raises:
-        EncoderError: a file that cannot be read.
+        EncoderError: a file that cannot be read, or a text that cannot be sent.
+        TypeError: an item of no kind that can be ranked.
     """
     body: dict[str, Any] = {
         "queries": [rank_item(query) for query in queries],
@@ -126,11 +150,11 @@ def rank_item(item: object) -> dict[str, Any]:
     images; an array [512] is a vector.
 
     Raises:
-        EncoderError: a file that cannot be read.
+        EncoderError: a file that cannot be read, or a text that cannot be sent.
         TypeError: none of these.
     """
     if isinstance(item, str) and not images.is_in_s3(item):
-        return {"text": item}
+        return {"text": check_text(item)}
     if isinstance(item, np.ndarray):
         return {"embedding": base64.b64encode(item.astype("<f4").tobytes()).decode()}
     if isinstance(item, str | Path | bytes | bytearray | memoryview) or images.is_picture(item):

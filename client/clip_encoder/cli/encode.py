@@ -168,7 +168,7 @@ def _write_failures(journal: Journal, path: Path) -> int:
         return 0
     partial.replace(path)
     by_code = ", ".join(f"{count:,} {code}" for code, count in counts.most_common())
-    print(f"{counts.total():,} images failed ({by_code}): see {path}", file=sys.stderr)
+    print(f"{counts.total():,} failed ({by_code}): see {path}", file=sys.stderr)
     return counts.total()
 
 
