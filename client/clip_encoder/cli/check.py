@@ -14,7 +14,7 @@ import numpy as np
 from clip_encoder.checking.comparison import NEIGHBOURS, SAME, Comparison, Vectors, compare
 from clip_encoder.checking.distribution import picture
 from clip_encoder.checking.sides import NewService, OldService, Side, Stored
-from clip_encoder.cli import options, sources
+from clip_encoder.cli import options, progress, sources
 from clip_encoder.errors import EncoderError
 from clip_encoder.results import Result
 
@@ -121,7 +121,8 @@ def _is_file(side: str) -> bool:
 
 def _report(arguments: argparse.Namespace, old: Side, new: Side) -> Report:
     names = _names(arguments.paths, old, new)
-    old_results, new_results = list(old.vectors(names)), list(new.vectors(names))
+    with progress.bar(2 * len(names)) as bar:
+        old_results, new_results = (_results(side, names, bar) for side in (old, new))
     failed = {"old": _failures(old_results), "new": _failures(new_results)}
     places = [
         place
@@ -161,6 +162,14 @@ def _names(paths: Sequence[str], old: Side, new: Side) -> list[str]:
     if not stored:
         raise EncoderError("no_such_path", "name the images to compare over: files or folders")
     return sorted(set.intersection(*stored))
+
+
+def _results(side: Side, names: list[str], bar: Any) -> list[Result]:
+    results = []
+    for result in side.vectors(names):
+        results.append(result)
+        bar.update()
+    return results
 
 
 def _failures(results: list[Result]) -> list[tuple[str, str]]:

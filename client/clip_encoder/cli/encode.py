@@ -5,12 +5,10 @@ import json
 import sys
 from collections import Counter, deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 from clip_encoder import files
-from clip_encoder.cli import options, sources
+from clip_encoder.cli import options, progress, sources
 from clip_encoder.cli.journal import Journal
 from clip_encoder.cli.sources import Source
 from clip_encoder.client import Client
@@ -135,7 +133,7 @@ def _encode_all(client: Client, journal: Journal, meant: int, is_quiet: bool) ->
 
     done = meant - journal.to_do()
     try:
-        with _progress(meant, done, is_quiet) as bar:
+        with progress.bar(meant, done, is_quiet=is_quiet) as bar:
             for result in client.encode_images(images()):
                 source = taken.popleft()  # results come in the order of the images
                 if result.error is None:
@@ -170,24 +168,3 @@ def _write_failures(journal: Journal, path: Path) -> int:
     by_code = ", ".join(f"{count:,} {code}" for code, count in counts.most_common())
     print(f"{counts.total():,} failed ({by_code}): see {path}", file=sys.stderr)
     return counts.total()
-
-
-class _NoBar:
-    """In the place of tqdm's bar."""
-
-    def update(self) -> None:
-        """Show nothing."""
-
-
-def _progress(total: int, done: int, is_quiet: bool) -> AbstractContextManager[Any]:
-    """A bar with the rate and the time left, where stderr is a terminal and tqdm is installed."""
-    if is_quiet or not sys.stderr.isatty():
-        return nullcontext(_NoBar())
-    try:
-        from tqdm import tqdm  # here: it is an extra
-    except ImportError:
-        return nullcontext(_NoBar())
-    bar: AbstractContextManager[Any] = tqdm(
-        total=total, initial=done, unit=" images", smoothing=0.05, dynamic_ncols=True
-    )
-    return bar
