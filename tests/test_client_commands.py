@@ -24,6 +24,7 @@ from handler.encoder import Encoder
 from tests.conftest import ROOT
 from tests.peers import Reply, peer
 
+PHOTO_FILE = ROOT / "events" / "photo.jpg"
 PHOTOGRAPHS = ("chelsea", "coffee", "rocket", "astronaut")
 
 
@@ -142,7 +143,14 @@ def test_vectors_of_another_fingerprint(folder: Path, capsys: pytest.CaptureFixt
     assert len(service.requests) == 1  # no vector was asked for
 
 
-@pytest.mark.parametrize("arguments", [["--image", "x", "-k", "0"], ["--image", "missing.jpg"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--image", "x", "-k", "0"],
+        ["--image", "missing.jpg"],
+        ["--image", str(PHOTO_FILE), "--html", "/nowhere/sheet.html"],
+    ],
+)
 def test_what_cannot_be_looked_for(
     folder: Path, url: str, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cached_property, partial
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -74,14 +74,9 @@ class Client:
         self._flows = Flows(fingerprint, retries)
         self._shrink = shrink
         self._concurrency = concurrency
-
-    @cached_property
-    def _senders(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(self._concurrency, "send")
-
-    @cached_property
-    def _readers(self) -> ThreadPoolExecutor:
-        return ThreadPoolExecutor(READERS, "read")
+        # Their threads are started by the first work that there is.
+        self._senders = ThreadPoolExecutor(concurrency, "send")
+        self._readers = ThreadPoolExecutor(READERS, "read")
 
     def encode_image(self, image: Image) -> Vector:
         """One image -> float32 [512], of unit length.
@@ -177,9 +172,8 @@ class Client:
 
     def close(self) -> None:
         """Wait for what was begun, and close the connections."""
-        for name in ("_readers", "_senders"):
-            if name in self.__dict__:  # it was used
-                getattr(self, name).shutdown(cancel_futures=True)
+        self._readers.shutdown(cancel_futures=True)
+        self._senders.shutdown(cancel_futures=True)
         self._transport.close()
 
     def __enter__(self) -> Self:

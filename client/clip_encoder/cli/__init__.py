@@ -46,11 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         status: int = given.run(given)
         sys.stdout.flush()
         return status
-    except (EncoderError, ValueError) as error:
-        print(f"clip-encoder: {error}", file=sys.stderr)
-        return BROKEN
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN
+    except (EncoderError, ValueError, OSError) as error:
+        print(f"clip-encoder: {error}", file=sys.stderr)
         return BROKEN

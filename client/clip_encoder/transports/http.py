@@ -94,7 +94,6 @@ def _settings(
 def _request(http: httpx.Client | httpx.AsyncClient, call: Call) -> httpx.Request:
     if call.body is None:
         return http.build_request("GET", call.path)
-    # The standard escapes keep it ASCII, so that a text with half a surrogate pair arrives too.
     body = json.dumps(call.body, separators=(",", ":")).encode()
     headers = {"content-type": "application/json", "accept": "application/json"}
     return http.build_request("POST", call.path, content=body, headers=headers)
@@ -128,11 +127,8 @@ def _error(response: httpx.Response, body: object) -> EncoderError:
     # Not from the service, but from a gateway or proxy before it, or something else altogether.
     said = body.get("message") if isinstance(body, dict) else None
     detail = f"HTTP {status} {response.reason_phrase} from {response.request.url}"
-    error = (
-        CODES.get(status, f"http_{status}"),
-        f"{detail}: {said}" if said else detail,
-        status,
-        wait,
-    )
+    # Another request may be smaller, or come at a better time. All else would be refused again.
     may_pass = status in (408, 413, 429) or status >= 500
-    return EncoderError(*error) if may_pass else Refused(*error)
+    kind = EncoderError if may_pass else Refused
+    code = CODES.get(status, f"http_{status}")
+    return kind(code, f"{detail}: {said}" if said else detail, status, wait)
