@@ -307,6 +307,7 @@ def test_the_python_examples_of_the_documentation(
     for name in ("photo.jpg", "photos/a.jpg", "photos/b.jpg"):
         Path(name).write_bytes(photo)
     Path("photos/bad.jpg").write_bytes(b"no image")
+    assert main(["encode", "photos", "-o", "vectors.npz", "--url", url]) == 1
     blocks = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
     assert len(blocks) >= 3
     for block in blocks:
