@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Eight files of the kinds that a preprocessing can get wrong."""
     folder = tmp_path_factory.mktemp("pictures")
     for number, kind in enumerate(KINDS):
-        (folder / f"{number}.jpg").write_bytes(images.parity_images()[kind])
+        (folder / f"{number}.jpg").write_bytes(images.parity_images(224)[kind])
     return folder
 
 
