@@ -53,7 +53,8 @@ EMULATOR = os.environ.get("RIE") or shutil.which("aws-lambda-rie", path=Path(sys
 
 
 LONGEST = (
-    *("test_int8", "test_proof", "test_parity", "test_sandbox", "test_export", "test_server"),
+    *("test_int8", "test_client_check", "test_proof", "test_parity", "test_sandbox"),
+    *("test_export", "test_server"),
     *("test_state_machine", "test_soak", "test_faults", "test_jpeg_draft", "test_s3"),
     *("test_batch", "test_output", "test_bombs", "test_deadlines", "test_requests"),
     *("test_template", "test_tokenizer", "test_page"),
