@@ -206,6 +206,14 @@ def test_what_takes_several_turns_is_added_up(lines: Any) -> None:
     assert line["decode_ms"] >= 10
 
 
+def test_what_is_counted_twice_is_added_up(lines: Any) -> None:
+    with telemetry.request("direct", "1"):
+        telemetry.count(images=2, failed=1)
+        telemetry.count(images=3, decoders_killed=1)
+    (line,) = lines()
+    assert (line["images"], line["failed"], line["decoders_killed"]) == (5, 1, 1)
+
+
 def test_outside_a_request_there_is_nothing_to_note_to(lines: Any) -> None:
     with telemetry.timed("engine_ms"):
         telemetry.note(format="JPEG")
