@@ -680,13 +680,17 @@ def test_a_shrunk_image_is_still_turned_by_its_exif() -> None:
         assert picture.getexif()[0x0112] == 6
 
 
-@pytest.mark.parametrize("name", ["small", "alpha", "palette", "no image"])
+@pytest.mark.parametrize(
+    "name", ["small", "alpha", "palette", "CMYK", "one colour transparent", "no image"]
+)
 def test_what_is_not_shrunk(name: str, photo: bytes) -> None:
     picture = images.photograph("coffee").resize((3000, 2000))
     data = {
         "small": photo,
         "alpha": images.encoded(picture.convert("RGBA"), "PNG"),
         "palette": images.encoded(picture.quantize(16), "PNG"),
+        "CMYK": images.encoded(picture.convert("CMYK"), "JPEG"),
+        "one colour transparent": images.encoded(picture, "PNG", transparency=(200, 150, 100)),
         "no image": b"no image",
     }[name]
     assert sent.shrunk(data) is data
