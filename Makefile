@@ -24,7 +24,7 @@ help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1 - /p' Makefile
 
 run: $(EXPORTER) $(MODEL)  ## serve on PORT=3000, for this machine alone unless HOST=0.0.0.0 (WEIGHTS=openai|synthetic, PROFILE=exact|fast, MODEL_DIR=model)
-	CLIP_PROFILE=$(PROFILE) CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/uvicorn handler.main:app --no-access-log --host $(HOST) --port $(PORT)
+	CLIP_PROFILE=$(PROFILE) CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/python -m handler.serve --host $(HOST) --port $(PORT)
 
 model: $(EXPORTER)  ## export the model again, into MODEL_DIR (CHECKPOINT=FILE for weights of your own, PROFILE=fast: int8 too)
 	$(BIN)/python -m export --out $(MODEL_DIR) $(EXPORT)

@@ -1,5 +1,10 @@
-"""Raw times -> the README's tables, and dollars."""
+"""Raw times -> the tables of docs/performance.md, and dollars.
 
+``python -m benchmarks.report`` writes the tables of the latest results into that page.
+"""
+
+import json
+from pathlib import Path
 from statistics import fmean, median, quantiles
 from typing import Any
 
@@ -8,6 +13,12 @@ from benchmarks.measure import OURS
 from benchmarks.servers import CLIENTS, SERVERS
 
 Results = dict[str, Any]
+
+RESULTS = Path(__file__).parent / "results" / "latest.json"
+PAGE = Path(__file__).parent.parent / "docs" / "performance.md"
+BEGIN = "<!-- tables of the latest results: `python -m benchmarks.report` writes them -->"
+END = "<!-- end of the tables -->"
+"""The lines of the page between which the tables stand."""
 
 SUBJECTS = ("baseline", "fastembed", *OURS)
 GB_SECOND = {"x86": 0.0000166667, "arm64": 0.0000133334}
@@ -105,7 +116,7 @@ class Table:
 
 
 def table(results: Results) -> str:
-    """The README's tables, in Markdown."""
+    """All tables, in Markdown."""
     starts = results["cold start"]
     subjects = [name for name in SUBJECTS if name in starts["warm"]]
     rows = Table("what is measured", subjects, "baseline")
@@ -340,3 +351,19 @@ def _cost(results: Results, subjects: list[str]) -> str:
             cells.append(f"{x86:.2f} / {arm64:.2f}{UNMEASURED} ({milliseconds})")
         lines.append(f"| {int(memory):,} MB ({int(memory) / 1769:.2f} CPU) | {' | '.join(cells)} |")
     return "\n".join([*lines, "", ARM64])
+
+
+def into_page(page: str, results: Results) -> str:
+    """The text of the page with the tables of `results` in the place of those that it has."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n\n{table(results)}\n{END}{after}"
+
+
+def write_page(results: Results) -> None:
+    """Put the tables of `results` into docs/performance.md."""
+    PAGE.write_text(into_page(PAGE.read_text(), results))
+
+
+if __name__ == "__main__":
+    write_page(json.loads(RESULTS.read_text()))

@@ -313,6 +313,13 @@ def test_engines_show_speed_and_exactness_or_why_they_did_not_run() -> None:
     assert "OpenVINO, bf16 was not measured: Unsuitable: this processor has no bf16." in text
 
 
+def test_the_page_has_the_tables_of_the_latest_results() -> None:
+    """`python -m benchmarks.report` makes it so."""
+    page = report.PAGE.read_text()
+    assert report.into_page(page, json.loads(report.RESULTS.read_text())) == page
+    assert report.into_page(page, results()) != page
+
+
 def test_what_arm64_costs_is_marked_as_not_measured() -> None:
     found = results()
     (row,) = lines(found, "| 1,769 MB")
