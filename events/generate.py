@@ -31,6 +31,7 @@ TIME, EPOCH = "12/Mar/2024:21:00:00 +0000", 1710277200000
 OWNER, SEQUENCER = "A3NL1KOZZKExample", "0065F0C1F2A1B2C3D4"
 ETAG = hashlib.md5(PHOTO).hexdigest()  # noqa: S324  # what S3's is, of an object put in one piece
 RUN = "2024-03-12T21:00:00.000Z_a6c2b6a5-8f5d-4b0e-9d5a-1f7f5c9b1a77"
+TEXTS = ("a photo of a cat", "an ugly dog & its owner", "ein Foto einer Katze 🐈")
 BUCKET, KEY, VERSION = "photos", "2024/red shoe.jpg", "L4kqtJlcpXroDTDmpUMLUbHrqQ1B_HrQ"
 
 
@@ -39,6 +40,8 @@ def events() -> dict[str, Event]:
     photo = base64.b64encode(PHOTO).decode()
     as_json = json.dumps({"image": photo}).encode()
     as_data_uri = json.dumps({"image": f"data:image/jpeg;base64,{photo}"}).encode()
+    text = json.dumps({"text": TEXTS[0]}).encode()
+    texts = json.dumps({"texts": [*TEXTS, 7]}).encode()
     return {
         "rest_multipart.json": rest("POST", "/encode_image", MULTIPART, multipart("image", PHOTO)),
         "rest_base64_json.json": rest("POST", "/encode_image", JSON, as_json),
@@ -46,9 +49,15 @@ def events() -> dict[str, Event]:
         "http_api_multipart.json": http_api("/encode_image", MULTIPART, multipart("image", PHOTO)),
         "http_api_raw.json": http_api("/encode_image", "image/jpeg", PHOTO),
         "function_url.json": function_url("/encode_image", JSON, as_data_uri),
+        "rest_text.json": rest("POST", "/encode_text", JSON, text),
+        "http_api_texts.json": http_api("/encode_texts", JSON, texts),
+        "function_url_rank.json": function_url("/rank", JSON, json.dumps(ranking()).encode()),
         "alb.json": alb("/encode_image", "image/jpeg", PHOTO),
         "direct_image.json": {"image": photo},
         "direct_images.json": {"images": batch()},
+        "direct_text.json": {"text": TEXTS[0]},
+        "direct_texts.json": {"texts": [*TEXTS, 7]},
+        "direct_rank.json": {"rank": ranking()},
         "direct_health.json": {"action": "health"},
         "scheduled_warmup.json": scheduled(),
         "direct_s3.json": {"image": f"s3://{BUCKET}/{KEY}"},
@@ -96,6 +105,15 @@ def batch() -> list[str]:
         encoded(Image.merge("RGB", (ramp, ramp.rotate(180), ramp)), "BMP"),
         encoded(Image.new("RGB", (24, 16), "teal"), "BMP"),
     ]
+
+
+def ranking() -> Event:
+    """The photograph and a text, each compared with labels; one of the candidates is no item."""
+    return {
+        "queries": [{"image": base64.b64encode(PHOTO).decode()}, {"text": TEXTS[0]}],
+        "candidates": [{"text": "cat"}, {"text": "dog"}, {"label": "shoe"}],
+        "templates": ["a photo of a {}.", "a drawing of a {}."],
+    }
 
 
 def rest(method: str, path: str, content_type: str = "", body: bytes = b"") -> Event:

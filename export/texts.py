@@ -253,6 +253,10 @@ def _of_mojibake() -> tuple[tuple[str, str], ...]:
         ("surrogates in UTF-8", "í\xa0½í¸\x80 x"),
         ("a long zero", "À\x80 À\n"),
         ("at the end of a line", "caf\u00c3\na\u0153\nb \u00c3\u00a9\r\n\u00e2\u20ac\u2122"),
+        ("UTF-8 read as two encodings", "Ã¼Ć\u00a0"),
+        ("the same amid other scripts", "一 Ã¼Ć\u00a0 二"),
+        ("MacRoman's dash before a space", "l√© – chips"),
+        ("MacRoman's letter before a question mark", "l√© √?"),
         ("one repair after the other", "Â" * 50 + "©"),
         ("what only looks like mojibake", "Ã ÃÂ SÃO PAULO Å L’ÂME ÎLE ØÆ"),
         ("C1 control characters", "\x85 \x91quoted\x92 \x80 5\x96\x97 \x81\x8d"),
@@ -273,8 +277,11 @@ def _of_html() -> tuple[tuple[str, str], ...]:
         ("entities that are no characters", "&#1; &#11; &#xFFFE; &#x1F; &#;&#x;&;&&"),
         ("entities of white space", "a&Tab;b&NewLine;c&#32;d&emsp;e&#x2028;f&#28;g"),
         ("entities that become mojibake", "&Atilde;&copy; &acirc;&euro;&trade; caf&#195;&#169;"),
-        ("HTML's source", "<p>fish &amp; chips</p>"),
-        ("HTML's source from the second line on", "&amp;\n<br>&amp;\n&amp;"),
+        ("HTML's source", "<p>fish &amp;amp;amp;amp; chips</p>"),
+        (
+            "HTML's source from the second line on",
+            "&amp;amp;amp;lt;\n<br>&amp;amp;amp;lt;\n&amp;amp;amp;lt;",
+        ),
         ("terminal colours", "\x1b[31mred\x1b[0m \x1b[1;32;40mx \x1b[ \x1b]0;title\x07"),
     )
 

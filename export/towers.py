@@ -71,7 +71,7 @@ def image(reference: Reference) -> Source:
         _in_float(reference.model.visual.state_dict()),
         build,
         parity.samples(reference, images.parity_images()),
-        images.calibration_pixels,
+        lambda: list(images.calibration_pixels()),
         {
             "image": base64.b64encode(golden).decode(),
             "embedding": _floats(parity.reference_embedding(reference, picture)),

@@ -4,13 +4,23 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import BaseModel, Field
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
 
 from handler.engines import Embedding
 from handler.outcome import Outcome
+from handler.rank import Ranking
+from handler.text.tokenizer import Tokens
 
 
-class ErrorBody(BaseModel):
+class Answer(BaseModel):
+    """A model that only the OpenAPI document needs, and so is compiled for that, not before."""
+
+    model_config = ConfigDict(defer_build=True)
+
+
+class ErrorBody(Answer):
     """Every answer that is not 2xx."""
 
     code: str = Field(description="stable, for programs", examples=["truncated_image"])
@@ -20,19 +30,49 @@ class ErrorBody(BaseModel):
 
 
 class BatchError(ErrorBody):
-    """One image of a batch that could not be encoded."""
+    """One image or text of a batch that could not be encoded."""
 
     index: int = Field(description="position in the request, from 0")
 
 
-class BatchResponse(BaseModel):
+class BatchResponse(Answer):
     """The answer to a batch, in the order of the request."""
 
     embeddings: list[list[float] | None]
     errors: list[BatchError]
 
 
-class Health(BaseModel):
+class TextBatchResponse(BatchResponse):
+    """The answer to a batch of texts."""
+
+    truncated: list[int] = Field(description="which texts were encoded without their ends")
+
+
+Rows = list[list[float | None] | None]
+
+
+class RankError(BatchError):
+    """An item of a ranking that could not be encoded."""
+
+    list: str = Field(description="queries or candidates: where the item is")
+
+
+class RankResponse(Answer):
+    """How well candidates fit queries: a row is a query, a column a candidate.
+
+    The row of a query that could not be encoded is null, and so is the number of such a candidate
+    in every row.
+    """
+
+    probabilities: Rows = Field(
+        description="how probable it is, by CLIP, that of all these candidates it is this one that "
+        "fits the query; each row's sum is 1"
+    )
+    cosine_similarities: Rows = Field(description="from -1 to 1, whatever the other candidates")
+    errors: list[RankError]
+
+
+class Health(Answer):
     """Whether vectors can be trusted, and what made them."""
 
     status: str = Field(description="healthy, synthetic (weights that mean nothing) or unhealthy")
@@ -42,11 +82,22 @@ class Health(BaseModel):
     engine: str
     weights: str = Field(description="openai, custom or synthetic")
     version: str
-    fingerprint: str = Field(description="never mix vectors of unequal fingerprints")
+    fingerprint: str | None = Field(
+        description="of vectors of images, null where none are served; never mix vectors of "
+        "unequal fingerprints"
+    )
     cpu_features: list[str] = Field(
         description="what the processor has, by the kernel's words, of the features that decide "
         "how fast the engine is; empty where the kernel says nothing",
         examples=[["avx2", "avx512f", "avx512_vnni"]],
+    )
+    towers: list[str] = Field(description="what is encoded here: image, text, or both")
+    text_fingerprint: str | None = Field(
+        description="of vectors of texts, null before the first text. They may be compared with "
+        "those of images whose fingerprints begin with the same three parts"
+    )
+    logit_scale: float = Field(
+        description="what cosines are multiplied by before a softmax makes probabilities of them"
     )
 
 
@@ -66,6 +117,11 @@ def to_bytes(embedding: Embedding) -> bytes:
     return embedding.astype("<f4").tobytes()
 
 
+def batch_truncated(texts: Sequence[Outcome[Tokens]]) -> list[int]:
+    """The ``truncated`` of a batch response: which texts were encoded without their ends."""
+    return [index for index, text in enumerate(texts) if text.value and text.value.truncated]
+
+
 def batch_errors(outcomes: Sequence[Outcome[Embedding]]) -> list[dict[str, Any]]:
     """The ``errors`` of a batch response."""
     errors = [(index, outcome.error) for index, outcome in enumerate(outcomes)]
@@ -77,8 +133,38 @@ def batch_floats(outcomes: Sequence[Outcome[Embedding]]) -> list[list[float] | N
     return [None if outcome.error else to_floats(outcome.get()) for outcome in outcomes]
 
 
-def batch_json(outcomes: Sequence[Outcome[Embedding]]) -> str:
-    """A batch response as JSON text."""
+def batch_json(outcomes: Sequence[Outcome[Embedding]], **more: object) -> str:
+    """A batch response as JSON text; `more` are fields beside its own."""
     embeddings = ["null" if outcome.error else to_json(outcome.get()) for outcome in outcomes]
-    errors = json.dumps(batch_errors(outcomes), separators=(",", ":"))
-    return f'{{"embeddings":[{",".join(embeddings)}],"errors":{errors}}}'
+    rest = json.dumps({"errors": batch_errors(outcomes), **more}, separators=(",", ":"))
+    return f'{{"embeddings":[{",".join(embeddings)}],{rest[1:]}'
+
+
+def rank_json(ranking: Ranking) -> str:
+    """The answer to a ranking as JSON text."""
+    failed = [query.error is not None for query in ranking.queries]
+    errors = [
+        {"list": name, **error}
+        for name, outcomes in (("queries", ranking.queries), ("candidates", ranking.candidates))
+        for error in batch_errors(outcomes)
+    ]
+    return (
+        f'{{"probabilities":{_rows_json(ranking.probabilities, failed)},'
+        f'"cosine_similarities":{_rows_json(ranking.cosines, failed)},'
+        f'"errors":{json.dumps(errors, separators=(",", ":"))}}}'
+    )
+
+
+def rank_floats(ranking: Ranking) -> dict[str, Any]:
+    """The same, decoded: what Lambda's own serialiser will print."""
+    decoded: dict[str, Any] = json.loads(rank_json(ranking))
+    return decoded
+
+
+def _rows_json(numbers: NDArray[np.float32], failed: Sequence[bool]) -> str:
+    """float32 [rows, columns] -> JSON text: `null` for a row that failed, and for a NaN."""
+    rows = [
+        "null" if is_null else to_json(row).replace("nan", "null")
+        for row, is_null in zip(numbers, failed, strict=True)
+    ]
+    return f"[{','.join(rows)}]"

@@ -80,6 +80,16 @@ class Encoder:
             raise NoSuchTower("this service encodes images only: it has no text tower")
         return self.texts.tokenize(text, truncate, budget or Budget())
 
+    def tokenize_all(
+        self, texts: Sequence[Outcome[str]], truncate: bool = False, budget: Budget | None = None
+    ) -> list[Outcome[Tokens]]:
+        """Make the tokens of many texts, one outcome each, in order; see `tokenize`."""
+
+        def tokenize(text: str) -> Tokens:
+            return self.tokenize(text, truncate, budget)
+
+        return [text.then(tokenize) for text in texts]
+
     def encode(self, item: Image | Tokens, budget: Budget | None = None) -> Embedding:
         """One image (its file's bytes, or its place in S3) or text -> float32 [512], unit length.
 
@@ -103,6 +113,7 @@ class Encoder:
         Raises:
             ModelUnhealthy: the self-check failed.
         """
+        outcomes: list[Outcome[Embedding]]
         if self.images is None:
             error = NoSuchTower("this service encodes texts only: it has no image tower")
             outcomes = [Outcome(error=image.error or error) for image in images]
@@ -123,11 +134,13 @@ class Encoder:
         Raises:
             ModelUnhealthy: the text tower cannot be used.
         """
+        outcomes: list[Outcome[Embedding]]
         if self.texts is None:  # then `tokenize` has said so, text by text
             outcomes = [Outcome(error=text.error) for text in texts]
         else:
             outcomes = self.texts.encode(texts, budget or Budget())
-        telemetry.count(texts=len(outcomes), failed=_failed(outcomes))
+        cut = sum(text.value.truncated for text in texts if text.value)
+        telemetry.count(texts=len(outcomes), failed=_failed(outcomes), truncated=cut)
         return outcomes
 
     def encode_all(
@@ -138,9 +151,13 @@ class Encoder:
         Raises:
             ModelUnhealthy: a tower that is needed cannot be used.
         """
+        for item in items:
+            if isinstance(item.error, ModelUnhealthy):
+                item.get()  # it raises: a tower at fault is no fault of an item
         tokens = {i: item for i, item in enumerate(items) if isinstance(item.value, Tokens)}
         images = {i: item for i, item in enumerate(items) if _is_image(item.value)}
         outcomes = {i: cast(Outcome[Embedding], item) for i, item in enumerate(items)}
+        telemetry.count(failed=sum(item.error is not None for item in items))
         if tokens:
             texts = cast(list[Outcome[Tokens]], list(tokens.values()))
             outcomes |= zip(tokens, self.encode_texts(texts, budget), strict=True)

@@ -1,18 +1,38 @@
-"""What callers send, over HTTP and in direct invokes alike, and the images in it."""
+"""What callers send, over HTTP and in direct invokes alike, and the images and texts in it."""
 
+import math
+import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from handler.errors import InvalidField, InvalidJson, MissingField, TooManyImages
+from handler.config import Config
+from handler.engines import Embedding
+from handler.errors import (
+    InvalidField,
+    InvalidJson,
+    MissingField,
+    TooManyImages,
+    TooManyTexts,
+)
 from handler.images.s3 import Image, Source
-from handler.images.strings import IMAGE_HELP, read_string
+from handler.images.strings import IMAGE_HELP, decode_base64, read_string
 from handler.outcome import Outcome
+from handler.rank import Entry, Lists
 
-MOST_VALUES = 2048
-"""About, in one JSON body. Each is a few bytes, which parsing makes an object of a hundred."""
+TEXT_HELP = "a text of at most 77 tokens, which are about 60 words"
+TRUNCATE_HELP = "whether the end of a text of more than 77 tokens is cut off, not refused"
+EMBEDDING_HELP = "a vector of this service: its numbers, or base64 of them as float32 bytes"
+
+MOST_ITEMS = 1024
+"""In both lists of one ranking together. With half of them in each there are 262,144 pairs, and
+two numbers are answered for each: 6 MB."""
+
+_building = threading.Lock()
 
 
 class Request(BaseModel):
@@ -21,6 +41,8 @@ class Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
     example: ClassVar[str]
     """What to send, for the error of someone who sent no JSON object at all."""
+    most_values: ClassVar[int] = 2048
+    """About, in one body. Each is a byte or more, which parsing makes an object of a hundred."""
 
 
 Schema = TypeVar("Schema", bound=Request)
@@ -68,6 +90,130 @@ class EncodeBatchRequest(Request):
     images: list[Any] = Field(min_length=1, description=f'each {IMAGE_HELP}, or {{"s3": {{...}}}}')
 
 
+class OfTexts(Request):
+    """A request that may hold texts.
+
+    Such models are compiled when the first of them comes (see `validate`), because a cold start
+    that answers an image needs none of them.
+    """
+
+    model_config = ConfigDict(defer_build=True)
+    # Texts have commas too: this allows 256 for each of 256 texts. Were they all values of JSON,
+    # parsing would make 10 MB of them.
+    most_values = 2**16
+    truncate: bool = Field(False, strict=True, description=TRUNCATE_HELP)
+
+
+class EncodeTextRequest(OfTexts):
+    """One text."""
+
+    example = '{"text": "a red shoe"}'
+    text: str = Field(description=TEXT_HELP)
+
+    def read(self) -> str:
+        """The text; raises as `read_text`."""
+        return read_text(self.text)
+
+
+class EncodeTextsRequest(OfTexts):
+    """Many texts; an item of the wrong type fails alone, so the type is checked per item."""
+
+    example = '{"texts": ["a red shoe", "a photo of a cat"]}'
+    texts: list[Any] = Field(min_length=1, description=f"each {TEXT_HELP}")
+
+
+class RankItem(Request):
+    """An image, a text or a vector."""
+
+    model_config = ConfigDict(
+        defer_build=True,
+        json_schema_extra={
+            "oneOf": [{"required": [name]} for name in ("image", "s3", "text", "embedding")]
+        },
+    )
+    example = '{"image": "<base64 of a file>"}, {"s3": {...}}, {"text": ...} or {"embedding": ...}'
+    image: str | None = Field(None, description=IMAGE_HELP)
+    s3: S3Object | None = None
+    text: str | None = Field(None, description=TEXT_HELP)
+    embedding: Any = Field(
+        None,
+        description=EMBEDDING_HELP,
+        json_schema_extra={
+            "anyOf": [{"type": "array", "items": {"type": "number"}}, {"type": "string"}]
+        },
+    )
+
+    def read(self, size: int) -> Entry:
+        """The one thing that this is; `size` is how many numbers a vector has.
+
+        Raises:
+            InvalidField: it is none, or several, or a vector of another size, of no direction, or
+                of numbers that are not finite.
+            InvalidBase64, MissingField: see `read_image` and `read_embedding`.
+        """
+        given = [name for name, value in self if value is not None]
+        if len(given) != 1:
+            raise InvalidField(f"an item must be one of {self.example}, and only one")
+        if self.text is not None:
+            return read_text(self.text)
+        if self.embedding is not None:
+            return read_embedding(self.embedding, size)
+        return EncodeRequest(image=self.image or "", s3=self.s3).read()
+
+
+# Longer ones could not be read, and each would be copied once for each text.
+_TEMPLATE = Field(max_length=1000, json_schema_extra={"pattern": r"\{\}"})
+
+
+class RankRequest(OfTexts):
+    """Queries, and candidates that are ranked for each of them."""
+
+    example = '{"queries": [{"image": "s3://photos/1.jpg"}], "candidates": [{"text": "a shoe"}]}'
+    # Room for 512 vectors as lists of numbers. Parsing makes at most 40 MB of so many values.
+    most_values = 2**18
+    queries: list[Any] = Field(min_length=1, description=f"each {RankItem.example}")
+    candidates: list[Any] = Field(min_length=1, description="each as a query")
+    templates: list[Annotated[str, _TEMPLATE]] = Field(
+        [],
+        description="texts with {} where a candidate's text is put, such as 'a photo of a {}.': "
+        "the candidate's vector is the mean of those of all templates, made of unit length",
+    )
+
+    def read(self, config: Config, size: int) -> Lists:
+        """The lists to rank; a bad item becomes its error.
+
+        Raises:
+            InvalidField: there are more than `MOST_ITEMS`, or a template has no place for a text.
+            TooManyImages, TooManyTexts: a text counts as often as there are templates.
+        """
+        count = len(self.queries) + len(self.candidates)
+        if count > MOST_ITEMS:
+            raise InvalidField(
+                f"{count:,} items in one ranking, the limit is {MOST_ITEMS:,}: send several of them"
+            )
+        for template in self.templates:
+            _check_template(template)
+        queries, candidates = (
+            [Outcome.of(partial(read_item, item, size)) for item in items]
+            for items in (self.queries, self.candidates)
+        )
+        entries = [item.value for item in (*queries, *candidates)]
+        check_count(sum(isinstance(entry, Image) for entry in entries), config.max_images)
+        texts = sum(isinstance(item.value, str) for item in candidates)
+        texts *= max(1, len(self.templates))
+        texts += sum(isinstance(item.value, str) for item in queries)
+        check_text_count(texts, config.max_texts)
+        return Lists(queries, candidates, self.templates, self.truncate)
+
+
+class RankEvent(Request):
+    """A direct invoke that ranks: it has the request as a field."""
+
+    model_config = ConfigDict(defer_build=True)
+    example = f'{{"rank": {RankRequest.example}}}'
+    rank: RankRequest
+
+
 def validate(schema: type[Schema], body: bytes | bytearray | Mapping[str, Any]) -> Schema:
     """JSON text or a decoded object -> `schema`.
 
@@ -75,12 +221,14 @@ def validate(schema: type[Schema], body: bytes | bytearray | Mapping[str, Any]) 
         InvalidJson, MissingField, InvalidField: what is wrong and where, never the value.
     """
     if isinstance(body, bytes | bytearray):
-        # Counted before parsing: base64 holds none of these, and an object key of S3 seldom.
+        # Counted before parsing: base64 holds none of these, an object key of S3 seldom, and of
+        # texts it is known.
         values = body.count(b",") + body.count(b"{") + body.count(b"[")
     else:
         values = len(body)
-    if values > MOST_VALUES:
+    if values > schema.most_values:
         raise InvalidJson(f"the body holds {values:,} values, far more than a request needs")
+    _build(schema)
     try:
         if isinstance(body, bytes | bytearray):
             return schema.model_validate_json(body)
@@ -89,7 +237,10 @@ def validate(schema: type[Schema], body: bytes | bytearray | Mapping[str, Any]) 
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
     name = ".".join(map(str, problem["loc"]))
     match problem["type"]:
-        case "json_invalid" | "model_type" | "dataclass_type" if not name:
+        case "json_invalid":
+            reason = problem["msg"].removeprefix("Invalid JSON: ")
+            raise InvalidJson(f"the body is not a JSON object ({reason}): send {schema.example}")
+        case "model_type" | "dataclass_type" if not name:
             raise InvalidJson(f"the body is not a JSON object: send {schema.example}")
         case "missing":
             raise MissingField(f"the field {name!r} is missing: send {schema.example}")
@@ -98,6 +249,13 @@ def validate(schema: type[Schema], body: bytes | bytearray | Mapping[str, Any]) 
             raise InvalidField(f"unknown field {name[:64]!r}; known: {known}")
         case _:
             raise InvalidField(f"the field {name!r} is wrong: {problem['msg'].lower()}")
+
+
+def _build(schema: type[Request]) -> None:
+    """Compile a model that was not compiled when it was imported; once, whoever else asks."""
+    if not schema.__pydantic_complete__:
+        with _building:  # pydantic does not keep two threads from doing it at once
+            schema.model_rebuild()
 
 
 def read_images(items: Sequence[object], limit: int) -> list[Outcome[Image]]:
@@ -127,3 +285,90 @@ def check_count(count: int, limit: int) -> None:
         raise TooManyImages(
             f"{count} images in one request, the limit is {limit}: send several requests"
         )
+
+
+def read_texts(items: Sequence[object], limit: int) -> list[Outcome[str]]:
+    """Each item of ``texts``; one that is no text becomes its error.
+
+    Raises:
+        TooManyTexts: more than `limit`.
+    """
+    check_text_count(len(items), limit)
+    return [Outcome.of(partial(read_text, item)) for item in items]
+
+
+def read_text(item: object) -> str:
+    """An item of ``texts``.
+
+    Raises:
+        InvalidField: it is no string, or one that no UTF-8 can hold.
+    """
+    if not isinstance(item, str):
+        raise InvalidField("a text must be a string")
+    try:
+        item.encode()
+    except UnicodeEncodeError:  # JSON can write such a thing: "\\ud800"
+        raise InvalidField(
+            "the text holds half of a surrogate pair, which is no character: send it whole"
+        ) from None
+    return item
+
+
+def check_text_count(count: int, limit: int) -> None:
+    """Raise `TooManyTexts` over `limit`."""
+    if count > limit:
+        raise TooManyTexts(
+            f"{count:,} texts in one request (a text counts once for each template), the limit is "
+            f"{limit:,}: send several requests"
+        )
+
+
+def _check_template(template: str) -> None:
+    if template.count("{}") != 1:
+        raise InvalidField(
+            "a template must have {} once, in the place of the text: 'a photo of a {}.'"
+        )
+
+
+def read_item(item: object, size: int) -> Entry:
+    """An item of ``queries`` or ``candidates``; `size` is how many numbers a vector has.
+
+    Raises:
+        RequestError: it is none, or as `RankItem.read`.
+    """
+    if not isinstance(item, dict):
+        raise InvalidField(f"an item must be one of {RankItem.example}")
+    return validate(RankItem, item).read(size)
+
+
+def read_embedding(value: object, size: int) -> Embedding:
+    """A vector that the caller has -> float32 [size], unit length.
+
+    Raises:
+        InvalidField: it is no list of `size` finite numbers, nor base64 of so many, or all are 0.
+        InvalidBase64: it is a string, but not base64.
+    """
+    numbers = np.asarray(_numbers(value, size))
+    if not np.isfinite(numbers).all() or not numbers.any():
+        raise InvalidField("the numbers of an embedding must be finite, and not all of them 0")
+    vector = numbers.astype(np.float64)
+    vector /= np.abs(vector).max()  # so that no square is too large or too small for a float
+    return (vector / np.linalg.norm(vector)).astype(np.float32)
+
+
+def _numbers(value: object, size: int) -> Sequence[float] | NDArray[np.float32]:
+    """`size` numbers, of whatever value."""
+    if isinstance(value, str):
+        data = decode_base64(value)
+        if len(data) == 4 * size:
+            return np.frombuffer(data, "<f4")
+    elif isinstance(value, list) and len(value) == size:
+        try:
+            if all(type(number) in (int, float) for number in value):  # True is an int too
+                return [float(number) for number in value]
+        except OverflowError:  # an int that no float can hold
+            return [math.inf] * size
+    raise InvalidField(
+        f"an embedding must be a list of {size} numbers, or base64 of {4 * size:,} bytes, which "
+        "are float32 numbers, little-endian"
+    )

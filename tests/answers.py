@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from events.generate import BUCKET, HERE, KEY
+from events.generate import BUCKET, HERE, KEY, TEXTS
 from handler.engines import Embedding
 from tests.aws import take_vectors
 
@@ -43,6 +43,12 @@ def check_answer(name: str, answer: Any, vector: Embedding, atol: float = 1e-6) 
         assert answer["status"] == "synthetic"
         assert answer["engine"] == "onnx"
         return
+    if "text" in name:
+        check_texts(answer)
+        return
+    if "rank" in name:
+        check_ranking(answer)
+        return
     if name in IN_S3:
         refused = [(error["index"], error["code"]) for error in answer["errors"]]
         assert refused == [(0, "source_not_allowed"), (1, "source_not_allowed")]
@@ -52,6 +58,33 @@ def check_answer(name: str, answer: Any, vector: Embedding, atol: float = 1e-6) 
     if isinstance(answer, dict):
         answer = answer["embeddings"][2] if "embeddings" in answer else answer["embedding"]
     assert_same(answer, vector, atol)
+
+
+def check_texts(answer: Any) -> None:
+    """The vectors of `events.generate.TEXTS`, or of the first, whatever the weights are."""
+    if isinstance(answer, dict) and "embeddings" in answer:
+        *vectors, wrong = answer["embeddings"]
+        assert wrong is None
+        assert [(error["index"], error["code"]) for error in answer["errors"]] == [
+            (len(TEXTS), "invalid_field")
+        ]
+        assert answer["truncated"] == []
+        assert len(vectors) == len(TEXTS)
+    else:
+        vectors = [answer["embedding"] if isinstance(answer, dict) else answer]
+    lengths = np.linalg.norm(np.array(vectors), axis=1)
+    np.testing.assert_allclose(lengths, 1, rtol=0, atol=1e-6)
+
+
+def check_ranking(answer: Any) -> None:
+    """What becomes of `events.generate.ranking`, whatever the weights are."""
+    assert [(error["list"], error["index"], error["code"]) for error in answer["errors"]] == [
+        ("candidates", 2, "invalid_field")
+    ]
+    for name in ("probabilities", "cosine_similarities"):
+        assert [row[2] for row in answer[name]] == [None, None]
+    rows = np.array([row[:2] for row in answer["probabilities"]])
+    np.testing.assert_allclose(rows.sum(axis=1), 1, rtol=0, atol=1e-6)
 
 
 def check_answer_from_s3(name: str, answer: Any, vector: Embedding, s3: Any) -> None:

@@ -33,13 +33,14 @@ import uvicorn
 from export import images
 from handler.config import Config
 from handler.encoder import Encoder
-from handler.engines import Engine, Pixels
+from handler.engines import Embedding, Engine, Pixels
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.http.app import create_app
 from handler.images import sandbox
 from handler.images.wire import SIZE
 from handler.model import Model
 from handler.text.tokenizer import Tokenizer
+from handler.towers.image import ImageTower
 
 if TYPE_CHECKING:
     from export.checkpoint import Reference
@@ -228,6 +229,21 @@ def with_settings(encoder: Encoder, **settings: Any) -> Encoder:
     changed = copy.copy(encoder)
     changed.config = dataclasses.replace(encoder.config, **settings)
     return changed
+
+
+def image_tower(encoder: Encoder) -> ImageTower:
+    """The image tower of an encoder that has one."""
+    assert encoder.images
+    return encoder.images
+
+
+def with_golden(model: Model, name: str, embedding: Embedding) -> Model:
+    """`model`, of which the self-check of the tower `name` expects another vector."""
+    tower = model.towers[name]
+    changed = dataclasses.replace(
+        tower, golden=dataclasses.replace(tower.golden, embedding=embedding)
+    )
+    return dataclasses.replace(model, towers={**model.towers, name: changed})
 
 
 @pytest.fixture(scope="session")

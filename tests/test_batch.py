@@ -32,7 +32,7 @@ from handler.errors import (
 from handler.events import direct
 from tests.answers import assert_same
 from tests.aws import take_vectors
-from tests.conftest import with_settings
+from tests.conftest import image_tower, with_settings
 from tests.fuzz.judge import unaccounted
 from tests.fuzz.mutate import mutate_event
 from tests.test_requests import relaxed, values
@@ -411,7 +411,8 @@ def test_who_has_no_caller_needs_an_output(worker: Encoder, name: str) -> None:
 @pytest.mark.parametrize("name", ENGINES)
 def test_no_vector_of_a_model_that_is_not_what_it_says(worker: Encoder, name: str) -> None:
     sick = copy.copy(worker)
-    sick.fault = "another model"
+    sick.images = copy.copy(image_tower(worker))
+    sick.images.fault = "another model"
     if name == "s3_batch":
         results = direct.invoke(ENGINES[name], None, sick)["results"]
         assert [result["resultCode"] for result in results] == ["TemporaryFailure"] * 2

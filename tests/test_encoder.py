@@ -1,6 +1,5 @@
 """The encoder around an engine: one inference at a time, and no vector of a model gone wrong."""
 
-import dataclasses
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +9,11 @@ import pytest
 
 from handler.config import Config
 from handler.encoder import Encoder
-from handler.engines import Embeddings, Engine, Pixels
+from handler.engines import Embeddings, Engine, Pixels, TokenIds
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.errors import ModelUnhealthy
 from handler.model import Model
-from tests.conftest import serve
+from tests.conftest import image_tower, serve, with_golden
 
 
 class Watched:
@@ -26,12 +25,12 @@ class Watched:
         self.inside = self.most = 0
         self._count = threading.Lock()
 
-    def encode(self, pixels: Pixels) -> Embeddings:
+    def encode(self, inputs: Pixels | TokenIds) -> Embeddings:
         with self._count:
             self.inside += 1
             self.most = max(self.most, self.inside)
         try:
-            return self.engine.encode(pixels)
+            return self.engine.encode(inputs)
         finally:
             with self._count:
                 self.inside -= 1
@@ -47,7 +46,7 @@ def test_the_engine_works_for_one_request_at_a_time(
 ) -> None:
     """Each inference uses every CPU: two at once would only wait for each other."""
     watched = Watched(onnx)
-    busy = Encoder(watched, encoder.model, Config(), encoder.decoder)
+    busy = Encoder(watched, encoder.model, Config(), image_tower(encoder).decoder)
     together = threading.Barrier(4)
 
     def client(_: int) -> bytes:
@@ -77,9 +76,9 @@ def test_a_model_whose_vectors_are_off_by_more_than_its_precision_allows_serves_
     onnx: OnnxCpuEngine, encoder: Encoder, photo: bytes, precision: str, limit: float
 ) -> None:
     def off_by(cosine: float) -> Encoder:
-        golden = turned(encoder.model.golden_embedding, cosine)
-        model = dataclasses.replace(encoder.model, golden_embedding=golden)
-        return Encoder(Watched(onnx, precision), model, Config(), encoder.decoder)
+        golden = turned(encoder.model.towers["image"].golden.embedding, cosine)
+        model = with_golden(encoder.model, "image", golden)
+        return Encoder(Watched(onnx, precision), model, Config(), image_tower(encoder).decoder)
 
     allowed = (1 - limit) / 20  # so far on either side of the limit
     with serve(off_by(limit + allowed)) as client:
@@ -98,7 +97,7 @@ def test_a_model_whose_vectors_are_off_by_more_than_its_precision_allows_serves_
 def test_a_model_whose_vectors_are_no_numbers_serves_nothing(
     onnx: OnnxCpuEngine, encoder: Encoder, photo: bytes
 ) -> None:
-    golden = np.full_like(encoder.model.golden_embedding, np.nan)
-    model = dataclasses.replace(encoder.model, golden_embedding=golden)
+    golden = np.full_like(encoder.model.towers["image"].golden.embedding, np.nan)
+    model = with_golden(encoder.model, "image", golden)
     with pytest.raises(ModelUnhealthy):
-        Encoder(onnx, model, Config(), encoder.decoder).encode(photo)
+        Encoder(onnx, model, Config(), image_tower(encoder).decoder).encode(photo)

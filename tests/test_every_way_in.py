@@ -15,6 +15,7 @@ from handler.encoder import Encoder
 from handler.engines import Engine
 from handler.errors import ClipError
 from handler.model import Model
+from tests.conftest import image_tower
 
 Event = dict[str, Any]
 
@@ -92,7 +93,7 @@ def test_both_engines_through_the_same_path(
 ) -> None:
     from handler.config import Config
 
-    tried = Encoder(engine, model, Config(), encoder.decoder)
+    tried = Encoder(engine, model, Config(), image_tower(encoder).decoder)
     assert tried.fault is None
     assert float(tried.encode(PHOTO) @ np.array(vector, np.float32)) >= 0.9999
 
@@ -153,6 +154,12 @@ def test_health_and_warm_up(main: types.ModuleType) -> None:
         ("text", "invalid_event: expected .* got a str"),
         (None, "invalid_event: expected .* got a NoneType"),
         ({"action": "reboot"}, "invalid_event: "),
+        ({"text": None}, "invalid_field: the field 'text'"),
+        ({"text": "a" * 10_001}, "text_too_long: the text has 10,001 characters"),
+        ({"texts": []}, "invalid_field: the field 'texts'"),
+        ({"texts": ["a"] * 257}, "too_many_texts: 257 texts"),
+        ({"rank": {"queries": []}}, "invalid_field: the field 'rank.queries'"),
+        ({"rank": {"queries": [7]}}, "missing_field: the field 'rank.candidates' is missing"),
         ({"image": None}, "invalid_field: the field 'image'"),
         ({"image": "aGk=", "model": "L/14"}, "invalid_field: unknown field 'model'"),
         ({"images": []}, "invalid_field: the field 'images'"),

@@ -2,12 +2,14 @@
 
 import asyncio
 import base64
+import copy
 import dataclasses
 import json
 import logging
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import numpy as np
@@ -17,13 +19,12 @@ from starlette.types import Message
 from handler import __version__
 from handler.config import Config
 from handler.encoder import Encoder
-from handler.engines import Embeddings, Pixels
+from handler.engines import Embeddings, Pixels, TokenIds
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.health import cpu_features
 from handler.http.app import create_app
-from handler.http.openapi import ENCODE_IMAGE, ENCODE_IMAGES
 from handler.model import Model
-from tests.conftest import serve, with_settings
+from tests.conftest import image_tower, serve, with_golden, with_settings
 
 JPEG = {"content-type": "image/jpeg"}
 
@@ -33,7 +34,7 @@ def vector(encoder: Encoder, photo: bytes) -> list[float]:
     return [float(str(x)) for x in encoder.encode(photo)]
 
 
-def test_health_is_the_old_services_and_more(client: httpx.Client) -> None:
+def test_health_is_the_old_services_and_more(client: httpx.Client, model: Model) -> None:
     response = client.get("/health")
     assert response.status_code == 200
     body = response.json()
@@ -50,6 +51,9 @@ def test_health_is_the_old_services_and_more(client: httpx.Client) -> None:
         "version": __version__,
         "fingerprint": fingerprint,
         "cpu_features": cpu_features(),
+        "towers": ["image", "text"],
+        "text_fingerprint": body["text_fingerprint"],  # null before the first text
+        "logit_scale": model.logit_scale,
     }
     assert "synthetic" in fingerprint
 
@@ -143,11 +147,13 @@ def test_a_batch_is_one_pass_through_the_engine(
     sizes = []
 
     class Counting(OnnxCpuEngine):
-        def encode(self, pixels: Pixels) -> Embeddings:
-            sizes.append(len(pixels))
-            return super().encode(pixels)
+        def encode(self, inputs: Pixels | TokenIds) -> Embeddings:
+            sizes.append(len(inputs))
+            return super().encode(inputs)
 
-    with serve(Encoder(Counting(model, threads=1), model, config, encoder.decoder)) as client:
+    with serve(
+        Encoder(Counting(model, threads=1), model, config, image_tower(encoder).decoder)
+    ) as client:
         client.post("/encode_images", json={"images": [photo_base64] * 5 + ["!"]})
     assert sizes == [1, 5]  # the self-check's, then the batch
 
@@ -257,7 +263,9 @@ def test_too_large_a_body_is_refused_before_it_is_all_read(
     encoder: Encoder, config: Config, model: Model
 ) -> None:
     small = dataclasses.replace(config, max_body_bytes=1000, max_image_bytes=500)
-    with serve(Encoder(encoder.engine, model, small, encoder.decoder)) as client:
+    with serve(
+        Encoder(image_tower(encoder).engine, model, small, image_tower(encoder).decoder)
+    ) as client:
         over = client.post("/encode_image", content=b"x" * 1001, headers=JPEG)
         assert (over.status_code, over.json()["code"]) == (413, "body_too_large")
         over = client.post("/encode_image", content=b"x" * 501, headers=JPEG)
@@ -337,29 +345,42 @@ def test_unknown_paths_and_methods_answer_in_the_same_form(client: httpx.Client)
 def test_openapi_documents_every_way_in_with_examples_that_work(client: httpx.Client) -> None:
     assert "swagger" in client.get("/docs").text.lower()
     paths = client.get("/openapi.json").json()["paths"]
-    one = paths["/encode_image"]["post"]
-    assert one["requestBody"] == ENCODE_IMAGE["requestBody"]
-    assert {
+    assert set(paths["/encode_image"]["post"]["requestBody"]["content"]) == {
         "multipart/form-data",
         "application/json",
         "image/*",
         "application/octet-stream",
-    } == set(one["requestBody"]["content"])
-    assert {"200", "400", "413", "415", "422", "503"} <= one["responses"].keys()
-    for example in one["requestBody"]["content"]["application/json"]["examples"].values():
-        response = client.post("/encode_image", json=example["value"])
-        assert (response.status_code, len(response.json())) == (200, 512)
-    content = ENCODE_IMAGES["requestBody"]["content"]
-    for example in content["application/json"]["examples"].values():
-        body = client.post("/encode_images", json=example["value"]).json()
-        assert [e is None for e in body["embeddings"]] == [False, True]
+    }
+    tried: dict[str, list[Any]] = {}
+    for path, methods in paths.items():
+        for operation in methods.values():
+            assert {"200", "503"} <= operation["responses"].keys()
+            if "requestBody" in operation:
+                assert {"400", "413", "415", "422"} <= operation["responses"].keys()
+                of_json = operation["requestBody"]["content"]["application/json"]
+                tried[path] = [value["value"] for value in of_json["examples"].values()]
+    answers = {
+        path: [client.post(path, json=example) for example in examples]
+        for path, examples in tried.items()
+    }
+    assert all(answer.status_code == 200 for given in answers.values() for answer in given)
+    assert [len(answer.json()) for answer in answers["/encode_image"]] == [512, 512]
+    assert [len(answer.json()) for answer in answers["/encode_text"]] == [512, 512]
+    for path in ("/encode_images", "/encode_texts"):
+        (one_good_one_bad,) = answers[path]
+        found = one_good_one_bad.json()["embeddings"]
+        assert [embedding is None for embedding in found] == [False, True]
+    shown, for_text = (answer.json()["probabilities"] for answer in answers["/rank"])
+    assert np.sum(shown, axis=1) == pytest.approx(1, abs=1e-6)
+    assert for_text == [[1, None]]
 
 
 def test_a_model_that_fails_its_self_check_serves_nothing(
     encoder: Encoder, model: Model, config: Config, photo: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    other = dataclasses.replace(model, golden_embedding=np.roll(model.golden_embedding, 1))
-    broken = Encoder(encoder.engine, other, config, encoder.decoder)
+    tower = image_tower(encoder)
+    other = with_golden(model, "image", np.roll(model.towers["image"].golden.embedding, 1))
+    broken = Encoder(tower.engine, other, config, tower.decoder)
     assert "self-check" in caplog.text
     with serve(broken) as client:
         health = client.get("/health")
@@ -369,11 +390,10 @@ def test_a_model_that_fails_its_self_check_serves_nothing(
 
 
 def test_official_weights_are_healthy(encoder: Encoder, model: Model, config: Config) -> None:
-    official = Encoder(
-        encoder.engine, dataclasses.replace(model, weights="openai"), config, encoder.decoder
-    )
-    assert official.health()["status"] == "healthy"
-    assert "openai" in official.fingerprint
+    tower, official = image_tower(encoder), dataclasses.replace(model, weights="openai")
+    encoder = Encoder(tower.engine, official, config, tower.decoder)
+    assert encoder.health()["status"] == "healthy"
+    assert "openai" in encoder.fingerprint
 
 
 def test_a_fault_of_ours_is_logged_and_tells_the_caller_nothing(
@@ -382,13 +402,15 @@ def test_a_fault_of_ours_is_logged_and_tells_the_caller_nothing(
     class Failing(OnnxCpuEngine):
         calls = 0
 
-        def encode(self, pixels: Pixels) -> Embeddings:
+        def encode(self, inputs: Pixels | TokenIds) -> Embeddings:
             self.calls += 1
             if self.calls > 1:  # after the self-check
                 raise RuntimeError("secret internals")
-            return super().encode(pixels)
+            return super().encode(inputs)
 
-    with serve(Encoder(Failing(model, threads=1), model, config, encoder.decoder)) as client:
+    with serve(
+        Encoder(Failing(model, threads=1), model, config, image_tower(encoder).decoder)
+    ) as client:
         response = client.post("/encode_image", content=photo, headers=JPEG)
         assert response.status_code == 500
         assert response.json()["code"] == "internal_error"
@@ -421,7 +443,9 @@ def test_a_page_of_an_allowed_origin_may_call_and_read(encoder: Encoder, photo: 
     assert leave.headers["access-control-allow-headers"] == "content-type,x-api-key"
     assert leave.headers["x-request-id"]
     assert answer.headers["access-control-allow-origin"] == SHOP["origin"]
-    assert answer.headers["access-control-expose-headers"] == "X-Clip-Fingerprint, X-Request-Id"
+    assert answer.headers["access-control-expose-headers"] == (
+        "X-Clip-Fingerprint, X-Clip-Truncated, X-Request-Id"
+    )
     assert "Origin" in answer.headers["vary"]
 
 
@@ -449,13 +473,14 @@ def test_a_page_may_read_errors_too(model: Model, encoder: Encoder, photo: bytes
     busy, go_on = threading.Event(), threading.Event()
 
     class Failing(OnnxCpuEngine):
-        def encode(self, pixels: Pixels) -> Embeddings:
+        def encode(self, inputs: Pixels | TokenIds) -> Embeddings:
             busy.set()
             go_on.wait(timeout=60)
             raise RuntimeError
 
     failing = with_settings(encoder, cors_origins=("https://shop.example",), max_pending=1)
-    failing.engine = Failing(model, threads=1)
+    failing.images = copy.copy(image_tower(encoder))
+    failing.images.engine = Failing(model, threads=1)
     with serve(failing) as client, ThreadPoolExecutor(1) as other:
         first = other.submit(client.post, "/encode_image", content=photo, headers=JPEG | SHOP)
         assert busy.wait(timeout=60)

@@ -430,8 +430,8 @@ def built(weights: graph.Weights, linear: graph.Linear) -> onnx.ModelProto:
 def test_smoothing_changes_the_weights_but_not_the_function(hard: Export) -> None:
     weights = state(hard.reference)
     pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), dtype=np.uint8)
-    before = Vectors(built(weights, graph.FLOAT))(pixels)
-    after = Vectors(hard.tower.build(graph.FLOAT))(pixels)
+    before = Vectors(built(weights, graph.FLOAT))(list(pixels))
+    after = Vectors(hard.tower.build(graph.FLOAT))(list(pixels))
     np.testing.assert_array_equal(before, after)  # factors are powers of two, so to the bit
     for layer in range(12):
         name = f"transformer.resblocks.{layer}.mlp.c_fc"
@@ -537,7 +537,7 @@ def test_where_nothing_is_gained_it_says_so_loudly(plain: Export) -> None:
 # --- the gate
 
 
-def row(name: str, cosine: float, precision: str = "int8", **others: bool) -> parity.Row:
+def row(name: str, cosine: float, precision: str = "int8", **others: Any) -> parity.Row:
     return parity.Row(name, "onnx", True, cosine, 0.01, precision, **others)
 
 

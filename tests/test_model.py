@@ -29,8 +29,11 @@ def _edit(folder: Path, **changes: object) -> None:
 def test_it_loads(copy: Path) -> None:
     model = Model.load(copy)
     assert model.name == "ViT-B/32"
-    assert model.golden_embedding.shape == (512,)
-    assert model.golden_image.startswith(b"\xff\xd8")
+    assert model.embedding_size == 512
+    goldens = {name: tower.golden for name, tower in model.towers.items()}
+    assert goldens["image"].embedding.shape == goldens["text"].embedding.shape == (512,)
+    assert goldens["image"].input.startswith(b"\xff\xd8")
+    assert goldens["text"].input.decode()
 
 
 def test_missing(tmp_path: Path) -> None:

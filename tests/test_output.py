@@ -21,7 +21,7 @@ from handler.events.output import Entry, location, run_file, vector_key
 from handler.images.s3 import Source
 from tests.answers import assert_same
 from tests.aws import UNWRITABLE, take_vectors
-from tests.conftest import with_settings
+from tests.conftest import image_tower, with_settings
 
 KEYS = ("a.jpg", "b c+.png", "ü/d.jpg")
 BROKEN = (
@@ -148,7 +148,8 @@ def test_names_differ_where_what_is_in_them_differs(worker: Encoder) -> None:
     lists = [[a], [b], [a, b], [Source("photos", "a", "1")], [Source("photos", f"a\n{b}")]]
     lists += [[Source("photos", 'a", "b')], [Source("photos", "a", "1"), b], [Source("other", "a")]]
     changed = copy.copy(worker)
-    changed.fingerprint = "another"
+    changed.images = copy.copy(image_tower(worker))
+    changed.images.fingerprint = "another"
     encoders = (worker, changed)
     names = [
         run_file(run, sources, encoder) for sources in lists for encoder in encoders for run in "12"

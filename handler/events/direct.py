@@ -9,10 +9,12 @@ from handler.budget import Budget
 from handler.encoder import Encoder
 from handler.errors import InvalidEvent
 from handler.events import batch
+from handler.rank import rank
 
 EXPECTED = (
-    '{"image": ...}, {"s3": {...}}, {"images": [...]}, {"action": "health"}, a scheduled event, '
-    "an event of S3, SQS, S3 Batch Operations or a Distributed Map, or an HTTP event"
+    '{"image": ...}, {"s3": {...}}, {"images": [...]}, {"text": ...}, {"texts": [...]}, '
+    '{"rank": {...}}, {"action": "health"}, a scheduled event, an event of S3, SQS, S3 Batch '
+    "Operations or a Distributed Map, or an HTTP event"
 )
 
 Event = Mapping[str, Any]
@@ -77,6 +79,38 @@ def _encode_batch(event: Event, context: Any, encoder: Encoder) -> dict[str, Any
     }
 
 
+def _encode_text(event: Event, context: Any, encoder: Encoder) -> dict[str, Any]:
+    budget = Budget.of_request(encoder.config, context)
+    request = schemas.validate(schemas.EncodeTextRequest, event)
+    tokens = encoder.tokenize(request.read(), request.truncate, budget)
+    return {
+        "embedding": answers.to_floats(encoder.encode(tokens, budget)),
+        "embedding_size": encoder.model.embedding_size,
+        "model": encoder.model.name,
+        "truncated": tokens.truncated,
+    }
+
+
+def _encode_texts(event: Event, context: Any, encoder: Encoder) -> dict[str, Any]:
+    budget = Budget.of_request(encoder.config, context)
+    request = schemas.validate(schemas.EncodeTextsRequest, event)
+    texts = schemas.read_texts(request.texts, encoder.config.max_texts)
+    tokens = encoder.tokenize_all(texts, request.truncate, budget)
+    outcomes = encoder.encode_texts(tokens, budget)
+    return {
+        "embeddings": answers.batch_floats(outcomes),
+        "errors": answers.batch_errors(outcomes),
+        "truncated": answers.batch_truncated(tokens),
+    }
+
+
+def _rank(event: Event, context: Any, encoder: Encoder) -> dict[str, Any]:
+    budget = Budget.of_request(encoder.config, context)
+    request = schemas.validate(schemas.RankEvent, event).rank
+    lists = request.read(encoder.config, encoder.model.embedding_size)
+    return answers.rank_floats(rank(encoder, lists, budget))
+
+
 def _health(event: Event, context: Any, encoder: Encoder) -> dict[str, Any]:
     return encoder.health()
 
@@ -95,6 +129,9 @@ def _is_scheduled(event: Event) -> bool:
 _KINDS = (  # after the batch engines' events; the first that recognises an event answers it
     Kind("direct", lambda event: "image" in event or "s3" in event, _encode),
     Kind("direct", lambda event: "images" in event, _encode_batch),
+    Kind("direct", lambda event: "text" in event, _encode_text),
+    Kind("direct", lambda event: "texts" in event, _encode_texts),
+    Kind("direct", lambda event: "rank" in event, _rank),
     Kind("direct", lambda event: event.get("action") == "health", _health),
     # EventBridge calls on a schedule to keep an environment warm: being called is all it takes.
     Kind("scheduled", _is_scheduled, _health),

@@ -1,33 +1,61 @@
 """The HTTP interface: routes, and how errors become responses."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from handler import __version__, answers, telemetry
+from handler import __version__, answers, schemas, telemetry
 from handler.budget import Budget
 from handler.encoder import Encoder
+from handler.engines import Embedding
 from handler.errors import ClipError
-from handler.http import bodies, openapi
+from handler.http import bodies
 from handler.http.admission import Admission
 from handler.http.bodies import JSON, OCTETS, Body
 from handler.http.headers import preferred
 from handler.http.requests import Addresses, Faults, Heads, LogLines, error_response
+from handler.rank import rank as ranking_of
+
+
+class Service(FastAPI):
+    """The web application; its OpenAPI document is made when somebody asks for it.
+
+    FastAPI would compile a model for each error of each route when the route is added: 15 ms of
+    every cold start for a page that few read.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__(
+            title="CLIP encoder",
+            version=__version__,
+            description="An image or a text in, the embedding of OpenAI CLIP "
+            f"{encoder.model.name} out: {encoder.model.embedding_size} numbers, of length 1.",
+            redirect_slashes=False,  # `Addresses` leaves a slash at the end out
+        )
+        self._embedding_size = encoder.model.embedding_size
+
+    def openapi(self) -> dict[str, Any]:
+        """The document: FastAPI's, and what the routes read and answer."""
+        if self.openapi_schema is None:
+            from handler.http import openapi
+
+            self.openapi_schema = openapi.complete(super().openapi(), self._embedding_size)
+        return self.openapi_schema
 
 
 def create_app(encoder: Encoder) -> FastAPI:
     """Build the service around a loaded encoder."""
-    app = FastAPI(
-        title="CLIP image encoder",
-        version=__version__,
-        description="An image in, OpenAI CLIP ViT-B/32's embedding out: 512 numbers, of length 1.",
-        responses=openapi.ERRORS,
-        redirect_slashes=False,  # `Addresses` leaves a slash at the end out
-    )
+    app, admission = Service(encoder), Admission(encoder.config)
     _add_wrappers(app, encoder)
     _add_error_responses(app)
-    _add_routes(app, encoder)
+    _add_image_routes(app, encoder, admission)
+    _add_text_routes(app, encoder, admission)
+    _add_rank_route(app, encoder, admission)
+    _add_health_route(app, encoder)
     return app
 
 
@@ -44,17 +72,15 @@ def _add_wrappers(app: FastAPI, encoder: Encoder) -> None:
             allow_origins=origins,
             allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],
-            expose_headers=["X-Clip-Fingerprint", "X-Request-Id"],
+            expose_headers=["X-Clip-Fingerprint", "X-Clip-Truncated", "X-Request-Id"],
         )
     app.add_middleware(Heads)
     app.add_middleware(LogLines, fingerprint=encoder.fingerprint)
     app.add_middleware(Addresses, base_path=encoder.config.base_path)
 
 
-def _add_routes(app: FastAPI, encoder: Encoder) -> None:
-    config, admission = encoder.config, Admission(encoder.config)
-
-    @app.post("/encode_image", openapi_extra=openapi.ENCODE_IMAGE, responses=openapi.EMBEDDING)
+def _add_image_routes(app: FastAPI, encoder: Encoder, admission: Admission) -> None:
+    @app.post("/encode_image")
     async def encode_image(request: Request) -> Response:
         """Encode one image: as multipart field `image`, as base64 in JSON, in S3, or as the raw
         body.
@@ -63,32 +89,106 @@ def _add_routes(app: FastAPI, encoder: Encoder) -> None:
         def encode(content_type: str, body: Body) -> Response:
             image = bodies.read_image(content_type, body)
             embedding = encoder.encode(image, _budget(request, encoder))
-            accept = ",".join(request.headers.getlist("accept"))
-            if preferred(accept, (JSON, OCTETS)) == OCTETS:
-                return Response(answers.to_bytes(embedding), media_type=OCTETS)
-            return Response(answers.to_json(embedding), media_type=JSON)
+            return _embedding_response(request, embedding)
 
         return await admission.answer(request, encode)
 
-    @app.post(
-        "/encode_images",
-        openapi_extra=openapi.ENCODE_IMAGES,
-        responses={200: {"model": answers.BatchResponse}},
-    )
+    @app.post("/encode_images")
     async def encode_images(request: Request) -> Response:
         """Encode many images in one pass; a bad one gets `null` and an entry in `errors`."""
 
         def encode(content_type: str, body: Body) -> Response:
-            images = bodies.read_images(content_type, body, config.max_images)
+            images = bodies.read_images(content_type, body, encoder.config.max_images)
             outcomes = encoder.encode_images(images, _budget(request, encoder))
             return Response(answers.batch_json(outcomes), media_type=JSON)
 
         return await admission.answer(request, encode)
 
-    @app.get("/health", response_model=answers.Health)
+
+def _add_text_routes(app: FastAPI, encoder: Encoder, admission: Admission) -> None:
+    @app.post("/encode_text")
+    async def encode_text(request: Request) -> Response:
+        """Encode one text. If it has more than 77 tokens, it is refused or, with `truncate`, cut:
+        then the answer has the header `X-Clip-Truncated: true`.
+        """
+
+        def encode(content_type: str, body: Body) -> Response:
+            sent = bodies.read_json(content_type, body, schemas.EncodeTextRequest)
+            budget = _budget(request, encoder)
+            tokens = encoder.tokenize(sent.read(), sent.truncate, budget)
+            embedding = encoder.encode(tokens, budget)
+            return _embedding_response(request, embedding, _of_texts(encoder, tokens.truncated))
+
+        return await admission.answer(request, encode)
+
+    @app.post("/encode_texts")
+    async def encode_texts(request: Request) -> Response:
+        """Encode many texts in one pass; a bad one gets `null` and an entry in `errors`."""
+
+        def encode(content_type: str, body: Body) -> Response:
+            sent = bodies.read_json(content_type, body, schemas.EncodeTextsRequest)
+            texts = schemas.read_texts(sent.texts, encoder.config.max_texts)
+            budget = _budget(request, encoder)
+            tokens = encoder.tokenize_all(texts, sent.truncate, budget)
+            outcomes = encoder.encode_texts(tokens, budget)
+            cut = answers.batch_truncated(tokens)
+            return Response(
+                answers.batch_json(outcomes, truncated=cut),
+                headers=_of_texts(encoder, bool(cut)),
+                media_type=JSON,
+            )
+
+        return await admission.answer(request, encode)
+
+
+def _add_rank_route(app: FastAPI, encoder: Encoder, admission: Admission) -> None:
+    @app.post("/rank")
+    async def rank(request: Request) -> Response:
+        """Say how well each candidate fits each query. Both are images, texts or vectors, in any
+        mixture; a bad one gets `null` and an entry in `errors`.
+        """
+
+        def answer(content_type: str, body: Body) -> Response:
+            sent = bodies.read_json(content_type, body, schemas.RankRequest)
+            lists = sent.read(encoder.config, encoder.model.embedding_size)
+            ranking = ranking_of(encoder, lists, _budget(request, encoder))
+            headers = _own_headers(ranking.fingerprints, ranking.truncated)
+            return Response(answers.rank_json(ranking), headers=headers, media_type=JSON)
+
+        return await admission.answer(request, answer)
+
+
+def _add_health_route(app: FastAPI, encoder: Encoder) -> None:
+    @app.get("/health")
     async def health() -> Response:
-        """Whether vectors can be trusted: the start-up self-check's verdict."""
+        """Whether vectors can be trusted: the verdicts of the towers' self-checks."""
         return JSONResponse(encoder.health(), status_code=503 if encoder.fault else 200)
+
+
+def _embedding_response(
+    request: Request, embedding: Embedding, headers: Mapping[str, str] | None = None
+) -> Response:
+    """One vector, as numbers in JSON or, if `request` prefers that, as bytes."""
+    accept = ",".join(request.headers.getlist("accept"))
+    if preferred(accept, (JSON, OCTETS)) == OCTETS:
+        return Response(answers.to_bytes(embedding), headers=headers, media_type=OCTETS)
+    return Response(answers.to_json(embedding), headers=headers, media_type=JSON)
+
+
+def _of_texts(encoder: Encoder, truncated: bool) -> dict[str, str]:
+    """The headers of an answer that has vectors of texts."""
+    fingerprint = encoder.texts and encoder.texts.fingerprint
+    return _own_headers([fingerprint] if fingerprint else [], truncated)
+
+
+def _own_headers(fingerprints: Sequence[str], truncated: bool) -> dict[str, str]:
+    """An answer's own headers: whose vectors it has, and whether the end of a text was cut off."""
+    headers = {}
+    if fingerprints:
+        headers["X-Clip-Fingerprint"] = ", ".join(fingerprints)
+    if truncated:
+        headers["X-Clip-Truncated"] = "true"
+    return headers
 
 
 def _budget(request: Request, encoder: Encoder) -> Budget:

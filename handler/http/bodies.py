@@ -1,4 +1,4 @@
-"""The bodies of requests: which image, or images, a request of a given Content-Type holds."""
+"""The bodies of requests: what a request of a given Content-Type holds."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -16,6 +16,7 @@ from handler.errors import (
 from handler.http.headers import parameters
 from handler.images.s3 import Image
 from handler.outcome import Outcome
+from handler.schemas import Schema
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks
@@ -82,11 +83,25 @@ def read_images(content_type: str, body: Body, limit: int) -> list[Outcome[Image
     raise _unread(kind, body, 'multipart/form-data with fields "images", or application/json')
 
 
-def _unread(kind: str, body: Body, forms: str) -> UnsupportedMediaType:
-    """The error for a Content-Type that is not read here, with advice for the likely mistake."""
-    came = (
+def read_json(content_type: str, body: Body, schema: type[Schema]) -> Schema:
+    """A request that can only be JSON; raises as `schemas.validate` and for any other type."""
+    kind, _ = parameters(content_type)
+    if kind != JSON:
+        raise UnsupportedMediaType(
+            f"{_came(kind)}: send the header Content-Type: application/json and, as the body, "
+            f"{schema.example}"
+        )
+    return schemas.validate(schema, body)
+
+
+def _came(kind: str) -> str:
+    return (
         f"the Content-Type {kind[:64]!r} is not read here" if kind else "there is no Content-Type"
     )
+
+
+def _unread(kind: str, body: Body, forms: str) -> UnsupportedMediaType:
+    """The error for a Content-Type that is not read here, with advice for the likely mistake."""
     if bytes(body[:64]).lstrip().startswith((b"{", b"[")):
         advice = "the body looks like JSON, so send the header Content-Type: application/json"
     elif kind == URL_ENCODED:
@@ -96,7 +111,7 @@ def _unread(kind: str, body: Body, forms: str) -> UnsupportedMediaType:
         )
     else:
         advice = f"send {forms}"
-    return UnsupportedMediaType(f"{came}: {advice}")
+    return UnsupportedMediaType(f"{_came(kind)}: {advice}")
 
 
 def _only(parts: list[Part]) -> Part:

@@ -72,6 +72,7 @@ class LogLines:
     """Writes one line for each request, and gives every answer the headers that all have."""
 
     def __init__(self, app: ASGIApp, fingerprint: str) -> None:
+        """Take the fingerprint for those answers that do not name their own."""
         self.app = app
         self.fingerprint = fingerprint.encode()
 
@@ -90,11 +91,11 @@ class LogLines:
             async def send_with_headers(message: Message) -> None:
                 if message["type"] == "http.response.start":
                     record["status"] = message["status"]
-                    ours = [
-                        (b"x-clip-fingerprint", self.fingerprint),
-                        (b"x-request-id", record["request_id"].encode()),
-                    ]
-                    message["headers"] = [*message.get("headers", []), *ours]
+                    headers = list(message.get("headers", []))
+                    if b"x-clip-fingerprint" not in dict(headers):
+                        headers.append((b"x-clip-fingerprint", self.fingerprint))
+                    headers.append((b"x-request-id", record["request_id"].encode()))
+                    message["headers"] = headers
                 await send(message)
 
             await self.app(scope, receive, send_with_headers)

@@ -17,7 +17,7 @@ is not plain.
 import html
 import re
 import unicodedata
-from itertools import groupby
+from itertools import chain, groupby
 
 import regex
 from ftfy import badness, chardata, fixes
@@ -129,12 +129,9 @@ def _repair_encoding(text: str, work: _Work) -> str:
 
 def _undo_a_decoding(text: str, work: _Work) -> str:
     """One round of ``ftfy.fix_encoding``, for a text that looks like mojibake."""
-    encodings = [
-        encoding
-        for encoding in chardata.CHARMAP_ENCODINGS
-        if chardata.possible_encoding(text, encoding)
-    ]
-    for encoding in encodings:
+    for encoding in chardata.CHARMAP_ENCODINGS:
+        if not chardata.possible_encoding(text, encoding):
+            continue
         try:
             return _read_as_utf8(text, encoding, work)
         except UnicodeDecodeError:
@@ -142,14 +139,7 @@ def _undo_a_decoding(text: str, work: _Work) -> str:
     repaired = _repair_embedded(text, work)
     if repaired != text:
         return repaired
-    if "latin-1" in encodings:
-        # What Latin-1 has and Windows-1252 has not are control characters that nobody means.
-        try:
-            repaired = text.encode("latin-1").decode("windows-1252")
-        except UnicodeDecodeError:
-            repaired = text
-    if repaired != text:
-        return repaired
+    # ftfy reads Latin-1 as Windows-1252 before, which is the same: they differ in these alone.
     return fixes.fix_c1_controls(text)
 
 
@@ -205,10 +195,9 @@ def _compose(text: str, work: _Work) -> str:
 def _in_canonical_order(marks: str) -> str:
     decomposed = "".join(unicodedata.normalize("NFD", mark) for mark in marks)
     # A mark of class 0 stays where it is, and none of the others moves past it.
-    groups = groupby(decomposed, key=lambda mark: unicodedata.combining(mark) != 0)
+    groups = groupby(decomposed, key=lambda mark: unicodedata.combining(mark) == 0)
     return "".join(
-        "".join(sorted(group, key=unicodedata.combining) if movable else group)
-        for movable, group in groups
+        chain.from_iterable(sorted(group, key=unicodedata.combining) for _, group in groups)
     )
 
 

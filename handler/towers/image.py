@@ -75,7 +75,8 @@ class ImageTower:
         # Under the default limits on what an image may be: tight ones are no fault of the model.
         # What it may cost, its process was told when it was started.
         decoded = self.decoder.decode(golden.input, Config(), spend=lambda _: None)
-        return self._infer([decoded])[0]
+        embedding: Embedding = self._infer([decoded])[0]
+        return embedding
 
     def _decode_ahead(
         self, files: Iterable[Outcome[File]], config: Config, budget: Budget

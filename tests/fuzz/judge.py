@@ -29,7 +29,17 @@ def unaccounted(event: Mapping[str, Any], answer: Mapping[str, Any]) -> str:
     if "written" in answer:
         return _difference("records", event["Records"], [])
     if "embeddings" in answer:
-        return _difference("images", len(event["images"]), len(answer["embeddings"]))
+        sent = event["images"] if "images" in event else event["texts"]
+        return _difference("items", len(sent), len(answer["embeddings"]))
+    if "probabilities" in answer:
+        lists = event["rank"]["queries"], event["rank"]["candidates"]
+        told = [row for row in answer["probabilities"] if row is not None]
+        columns = {len(row) for row in told} or {len(lists[1])}
+        return _difference(
+            "rows and columns",
+            (len(lists[0]), {len(lists[1])}),
+            (len(answer["probabilities"]), columns),
+        )
     return ""
 
 

@@ -45,6 +45,7 @@ class Worker:
     def __init__(self, service: ModuleType) -> None:
         """`service` is ``handler.main``."""
         self.main = service
+        self.decoder: Decoder = service.encoder.images.decoder
         codes = re.findall(r"── \w+ +(\w+) +(\d{3})", errors.__doc__ or "")
         self.documented = {(int(status), code) for code, status in codes if int(status) < 500}
         self.documented |= {(404, "not_found"), (405, "method_not_allowed")}
@@ -75,7 +76,7 @@ class Worker:
     def _pixels(self, data: bytes, profile: str) -> Any:
         """What the sandbox makes of it."""
         config = dataclasses.replace(self.main.encoder.config, preprocess=profile)
-        decoded = self.main.encoder.decoder.decode(data, config, lambda _: None)
+        decoded = self.decoder.decode(data, config, lambda _: None)
         return np.frombuffer(decoded.pixels, np.uint8).reshape(SIZE, SIZE, 3)
 
     def _run_image(self, data: bytes) -> tuple[int, str]:
@@ -136,8 +137,28 @@ def _check_answer(answer: Any) -> None:
                 raise Wrong("a batch whose errors and nulls disagree")
             if vector is not None:
                 _check_vector(vector)
+    elif "probabilities" in answer:
+        _check_ranking(answer)
     elif not {"fingerprint", "openapi", "results", "batchItemFailures", "written"} & set(answer):
         raise Wrong(f"an answer of unknown form: {list(answer)[:5]}")
+
+
+def _check_ranking(answer: Any) -> None:
+    """Rows and numbers are null where there are errors, and only there."""
+    bad: dict[str, set[int]] = {"queries": set(), "candidates": set()}
+    for error in answer["errors"]:
+        bad[error["list"]].add(error["index"])
+    for name in ("probabilities", "cosine_similarities"):
+        rows = answer[name]
+        if {place for place, row in enumerate(rows) if row is None} != bad["queries"]:
+            raise Wrong("a ranking whose errors and null rows disagree")
+        for row in filter(None, rows):
+            if {place for place, number in enumerate(row) if number is None} != bad["candidates"]:
+                raise Wrong("a ranking whose errors and nulls disagree")
+    for row in filter(None, answer["probabilities"]):
+        numbers = [number for number in row if number is not None]
+        if numbers and not abs(sum(numbers) - 1) < 1e-5:
+            raise Wrong(f"probabilities that add up to {sum(numbers)}")
 
 
 def _check_vector(vector: Any) -> None:
@@ -197,7 +218,7 @@ def main() -> None:
             problem = f"{type(error).__name__}: {error}"
             traceback.print_exc()
         seconds = time.perf_counter() - start
-        reply = (status, code, seconds, _megabytes(service.encoder.decoder), problem)
+        reply = (status, code, seconds, _megabytes(worker.decoder), problem)
         print(json.dumps(reply), file=replies, flush=True)
 
 
