@@ -41,23 +41,26 @@ FROM torch AS export
 ARG WEIGHTS=openai
 ARG PROFILE=exact
 ARG TOWERS=image,text
+ARG MODEL=ViT-B/32
 COPY handler/ handler/
 COPY export/ export/
-# The pattern makes the checkpoint optional: where it lies in the context nothing is downloaded.
-COPY requirements-torch.txt ViT-B-32.p[t] ./
-RUN mkdir -p ~/.cache/clip && if [ -f ViT-B-32.pt ]; then ln -s "$PWD/ViT-B-32.pt" ~/.cache/clip/; fi; \
+# The pattern makes the checkpoint optional: where it lies in the context nothing is downloaded. OpenAI's file of
+# ViT-L/14@336px is called ViT-L-14-336px.pt.
+COPY requirements-torch.txt ViT-*.p[t] ./
+RUN checkpoint="$(echo "$MODEL" | tr '/@' '--').pt"; \
+    mkdir -p ~/.cache/clip && if [ -f "$checkpoint" ]; then ln -s "$PWD/$checkpoint" ~/.cache/clip/; fi; \
     case "$PROFILE" in \
         exact) precision=fp32; kind=onnx ;; \
         fast)  precision=int8; kind=int8.onnx ;; \
         *)     echo "PROFILE is exact or fast, not '$PROFILE'" >&2; exit 2 ;; \
     esac; \
-    export="python -m export --out /model --precision $precision --towers $TOWERS"; \
+    export="python -m export --out /model --model $MODEL --precision $precision --towers $TOWERS"; \
     case "$WEIGHTS" in \
         openai)    $export ;; \
-        custom)    $export --checkpoint ViT-B-32.pt ;; \
+        custom)    $export --checkpoint "$checkpoint" ;; \
         synthetic) $export --synthetic ;; \
         *)         echo "WEIGHTS is openai, custom or synthetic, not '$WEIGHTS'" >&2; exit 2 ;; \
-    esac || { echo "docker build: no model. Put the official ViT-B-32.pt beside the Dockerfile, or build" \
+    esac || { echo "docker build: no model. Put the official $checkpoint beside the Dockerfile, or build" \
                    "with --build-arg WEIGHTS=synthetic to try things out: its vectors mean nothing." >&2; \
               exit 1; }; \
     rm -rf ~/.cache/clip && chmod -R a+rX /model \
@@ -70,7 +73,8 @@ RUN mkdir -p ~/.cache/clip && if [ -f ViT-B-32.pt ]; then ln -s "$PWD/ViT-B-32.p
 # --- target `server`: uvicorn and the torch engine, on CUDA where there is one ----------------------
 FROM torch AS server
 ARG WEIGHTS=openai
-LABEL clip.weights=${WEIGHTS}
+ARG MODEL=ViT-B/32
+LABEL clip.weights=${WEIGHTS} clip.model=${MODEL}
 COPY --from=export /model/ model/
 # Not from `packages`: what another Python compiled this one would ignore, and compile at every start.
 COPY handler/ handler/
@@ -87,7 +91,8 @@ FROM ${BASE_IMAGE} AS lambda
 ARG WEIGHTS=openai
 ARG PROFILE=exact
 ARG TOWERS=image,text
-LABEL clip.weights=${WEIGHTS} clip.profile=${PROFILE} clip.towers=${TOWERS}
+ARG MODEL=ViT-B/32
+LABEL clip.weights=${WEIGHTS} clip.profile=${PROFILE} clip.towers=${TOWERS} clip.model=${MODEL}
 # The image holds the weights of this profile and of these towers only.
 ENV CLIP_PROFILE=${PROFILE} CLIP_TOWERS=${TOWERS}
 COPY --from=packages /packages/ ./

@@ -5,39 +5,45 @@ PORT      ?= 3000
 WEIGHTS   ?= openai
 PROFILE   ?= exact
 TOWERS    ?= image,text
+# One of OpenAI's: ViT-B/32, ViT-B/16, ViT-L/14 or ViT-L/14@336px. Empty: what MODEL_DIR holds or, where it holds
+# none, ViT-B/32.
+MODEL     ?=
 MODEL_DIR ?= model
 TORCH     ?= cpu
 
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-MODEL_exact := $(MODEL_DIR)/model.json
-MODEL_fast  := $(MODEL_DIR)/visual.int8.onnx
-MODEL       := $(or $(MODEL_$(PROFILE)),$(error PROFILE is exact or fast, not '$(PROFILE)'))
+EXPORTED_exact := $(MODEL_DIR)/model.json
+EXPORTED_fast  := $(MODEL_DIR)/visual.int8.onnx
+EXPORTED       := $(or $(EXPORTED_$(PROFILE)),$(error PROFILE is exact or fast, not '$(PROFILE)'))
 EXPORTER := $(VENV)/.export-$(TORCH)
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run model test coverage mutants test-other cpus fuzz soak proof e2e image contents bench lint format check lock clean
+.PHONY: help run model test coverage mutants test-other cpus fuzz soak proof e2e models image contents bench lint format check lock clean FORCE
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1 - /p' Makefile
 
-run: $(EXPORTER) $(MODEL)  ## serve on PORT=3000, for this machine alone unless HOST=0.0.0.0 (WEIGHTS=openai|synthetic, PROFILE=exact|fast, MODEL_DIR=model)
+run: $(EXPORTER) $(EXPORTED)  ## serve on PORT=3000, for this machine alone unless HOST=0.0.0.0 (WEIGHTS=openai|synthetic, PROFILE=exact|fast, MODEL=ViT-L/14, MODEL_DIR=model)
 	CLIP_PROFILE=$(PROFILE) CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/python -m handler.serve --host $(HOST) --port $(PORT)
 
-model: $(EXPORTER)  ## export the model again, into MODEL_DIR (CHECKPOINT=FILE for weights of your own, PROFILE=fast: int8 too)
+model: $(EXPORTER)  ## export the model again, into MODEL_DIR (CHECKPOINT=FILE for weights of your own, PROFILE=fast: int8 too, MODEL=ViT-B/32)
 	$(BIN)/python -m export --out $(MODEL_DIR) $(EXPORT)
 
-# What is there is not made again. A model without int8 is exported again when `fast` is asked for.
-$(MODEL_DIR)/model.json $(MODEL_DIR)/visual.int8.onnx: | $(EXPORTER)
+# What is there is not made again. A model without int8 is exported again when `fast` is asked for, and so is
+# another one than the MODEL that is asked for.
+HELD  := $(shell sed -n 's/^ *"model": "\([^"]*\)".*/\1/p' $(MODEL_DIR)/model.json 2>/dev/null)
+OTHER_MODEL := $(if $(MODEL),$(filter-out $(MODEL),$(HELD)))
+$(EXPORTED_exact) $(EXPORTED_fast): $(if $(OTHER_MODEL),FORCE) | $(EXPORTER)
 	$(BIN)/python -m export --out $(MODEL_DIR) $(EXPORT)
 
 EXPORT_openai    := --or-synthetic
 EXPORT_synthetic := --synthetic
 EXPORT_exact     :=
 EXPORT_fast      := --precision int8
-EXPORT            = $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT),$(EXPORT_$(WEIGHTS))) $(EXPORT_$(PROFILE))
+EXPORT            = $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT),$(EXPORT_$(WEIGHTS))) $(EXPORT_$(PROFILE)) $(if $(MODEL),--model $(MODEL))
 
 # Two processes share the tests, file by file. Torch gets one thread in each: two would spend their
 # time waiting for those of the other process.
@@ -63,11 +69,14 @@ test-other: $(OTHER_VENV)/.dev $(VENV)/.dev $(MODEL_DIR)/model.json  ## the test
 	TEST_MODEL=$(abspath $(MODEL_DIR)) RIE=$${RIE:-$(abspath $(BIN)/aws-lambda-rie)} $(OTHER_VENV)/bin/python -m pytest $(SHARE) $(ARGS)
 
 cpus: override PROFILE := fast
-cpus: $(VENV)/.dev $(MODEL_fast)  ## the function's vectors on an emulated arm64, and an x86 without AVX-512, beside those here (needs root and mmdebstrap; 20 minutes of CPU; ARGS="--images N": N of 42 images)
+cpus: $(VENV)/.dev $(EXPORTED_fast)  ## the function's vectors on an emulated arm64, and an x86 without AVX-512, beside those here (needs root and mmdebstrap; 20 minutes of CPU; ARGS="--images N": N of 42 images)
 	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/python -m tests.cpus $(ARGS)
 
 e2e: $(VENV)/.dev  ## the real container, with docker and sam (environment: DOCKER, SAM, BASE_IMAGE, EXPORT_IMAGE)
 	$(BIN)/python -m pytest tests/e2e $(ARGS)
+
+models: $(VENV)/.dev  ## OpenAI's other image towers in full size, with synthetic weights: parity, size, time and memory (ARGS="ViT-L/14": that one; with it half an hour)
+	$(BIN)/python -m tests.models $(ARGS)
 
 fuzz: $(VENV)/.dev $(MODEL_DIR)/model.json  ## damaged files and events, 20,000 of them in three minutes (ARGS="--cases N --seconds S")
 	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/python -m tests.fuzz $(ARGS)
@@ -80,8 +89,8 @@ proof: $(VENV)/.dev $(MODEL_DIR)/model.json  ## 10,000 good and bad objects thro
 
 # Lambda refuses an image index, which is what BuildKit's attestations would make of it.
 DOCKER ?= docker
-image:  ## the Lambda image, clip-image-encoder (WEIGHTS=openai|custom|synthetic, PROFILE=exact|fast, TOWERS=image,text|image|text)
-	BUILDX_NO_DEFAULT_ATTESTATIONS=1 $(DOCKER) build --build-arg WEIGHTS=$(WEIGHTS) --build-arg PROFILE=$(PROFILE) --build-arg TOWERS=$(TOWERS) --tag clip-image-encoder .
+image:  ## the Lambda image, clip-image-encoder (WEIGHTS=openai|custom|synthetic, PROFILE=exact|fast, TOWERS=image,text|image|text, MODEL=ViT-B/32)
+	BUILDX_NO_DEFAULT_ATTESTATIONS=1 $(DOCKER) build --build-arg WEIGHTS=$(WEIGHTS) --build-arg PROFILE=$(PROFILE) --build-arg TOWERS=$(TOWERS) $(if $(MODEL),--build-arg MODEL=$(MODEL)) --tag clip-image-encoder .
 
 contents:  ## what the Lambda image holds: every package and its version
 	@$(DOCKER) run --rm --entrypoint python clip-image-encoder -m pip list --path . --format freeze

@@ -16,12 +16,12 @@ from PIL import Image
 from tqdm import tqdm
 
 from export.images import PHOTOGRAPHS, encoded, photograph
-from handler.config import PROFILES, Config
+from handler.config import Config
 from handler.engines import Engine, load_engine
 from handler.images.sandbox import Unconfined
-from handler.images.wire import SIZE
 from handler.model import Model
 
+FAST = Config.from_env({"CLIP_PROFILE": "fast"})
 MIN_COSINE = 0.9998
 MEGAPIXELS = (2, 12, 48)
 HALFTONES = ((4.0, 0), (4.0, 45), (6.0, 45), (8.0, 45), (10.0, 20), (16.0, 45))
@@ -70,14 +70,17 @@ def pictures(name: str, draft: int) -> Iterator[tuple[str, bytes]]:
         yield what, halftone(name, 4 * draft, period, degrees)
 
 
-def cosine(engine: Engine, data: bytes, draft: int) -> float:
-    """Between the vectors of `data` decoded in full and decoded with ``jpeg_draft``."""
+def cosine(engine: Engine, data: bytes, draft: int, side: int) -> float:
+    """Between the vectors of `data` decoded in full and decoded with ``jpeg_draft``.
+
+    The model sees a square of `side` pixels.
+    """
     configs = (Config(jpeg_draft=value) for value in (0, draft))
-    decoder = Unconfined()
+    decoder = Unconfined(side)
     pixels = [decoder.decode(data, config, lambda _: None).pixels for config in configs]
     if pixels[0] == pixels[1]:  # nothing was reduced
         return 1.0
-    full, reduced = (np.frombuffer(one, np.uint8).reshape(SIZE, SIZE, 3) for one in pixels)
+    full, reduced = (np.frombuffer(one, np.uint8).reshape(side, side, 3) for one in pixels)
     a, b = engine.encode(np.stack([full, reduced]))
     return float(a @ b)
 
@@ -86,14 +89,16 @@ def main() -> int:
     """Print one line a photograph: the smallest cosine, and what gave it; 1 if it is too small."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
     parser.add_argument("--model", type=Path, default=Path(".cache/benchmark/model"))
-    parser.add_argument("--draft", type=int, default=PROFILES["fast"]["jpeg_draft"])
+    parser.add_argument("--draft", type=int, help="pixels (default: those of the profile fast)")
     options = parser.parse_args()
-    engine = load_engine(Config(engine="onnx"), Model.load(options.model))
+    model = Model.load(options.model)
+    side = model.architecture.resolution
+    draft = options.draft or FAST.jpeg_draft_for(side)
+    engine = load_engine(Config(engine="onnx"), model)
     worst = {}
     for name in tqdm(PHOTOGRAPHS, unit="photograph"):
         worst[name] = min(
-            (cosine(engine, data, options.draft), what)
-            for what, data in pictures(name, options.draft)
+            (cosine(engine, data, draft, side), what) for what, data in pictures(name, draft)
         )
     for name, (value, what) in worst.items():
         print(f"{name:20} {value:.6f} {what}")

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.measure import OURS, RIVALS
 
 Encode = Callable[[Any], Any]
-"""uint8 RGB [n, 224, 224, 3] -> float32 [n, 512], each row of unit length."""
+"""uint8 RGB [n, side, side, 3] -> float32 [n, size], each row of unit length."""
 
 
 class Unsuitable(RuntimeError):

@@ -19,10 +19,9 @@ from benchmarks import accuracy
 from benchmarks.subjects import CHECKPOINT
 from events.generate import MULTIPART, multipart, rest
 from export import parity
-from export.checkpoint import Reference, load_reference
+from export.checkpoint import VIT_B_32, Reference, load_reference
 from export.images import PHOTOGRAPHS, encoded, parity_images, photograph
 from export.towers import MEAN, STD
-from handler.config import PROFILES
 
 IMAGES = {  # name -> size, Pillow format and options
     "640x480 JPEG": ((640, 480), "JPEG", {"quality": 90}),
@@ -68,8 +67,7 @@ def write_judged(directory: Path, reference: Reference, images: dict[str, bytes]
 
 def large_photographs() -> dict[str, bytes]:
     """The JPEGs of the accuracy check that are not too large: name -> encoded file."""
-    draft = PROFILES["fast"]["jpeg_draft"]
-    assert isinstance(draft, int)
+    draft = accuracy.FAST.jpeg_draft_for(VIT_B_32.resolution)
     return {
         f"{name} at {size[0]} x {size[1]}": accuracy.enlarged(name, size)
         for name in PHOTOGRAPHS
@@ -121,7 +119,7 @@ def main(directory: Path) -> int:
     ):
         return status
     reference = load_reference(CHECKPOINT, synthetic=True)
-    images = parity_images() | large_photographs()
+    images = parity_images(VIT_B_32.resolution) | large_photographs()
     write_judged(directory / "judged", reference, images)
     write_fastembed(directory / "fastembed", reference)
     (directory / "complete").touch()

@@ -31,8 +31,10 @@ Counts = Mapping[str, int]
 
 def infer(model: Path, precision: str) -> None:
     """Under valgrind: load the engine without counting, and count one inference."""
-    engine = OnnxCpuEngine(Model.load(model), threads=1, precision=precision)
-    pixels = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), np.uint8)
+    loaded = Model.load(model)
+    side = loaded.architecture.resolution
+    engine = OnnxCpuEngine(loaded, threads=1, precision=precision)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
     control = ["callgrind_control", "-i"]
     subprocess.run([*control, "on", str(os.getpid())], check=True, capture_output=True)
     engine.encode(pixels)

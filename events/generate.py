@@ -42,6 +42,7 @@ def events() -> dict[str, Event]:
     as_data_uri = json.dumps({"image": f"data:image/jpeg;base64,{photo}"}).encode()
     text = json.dumps({"text": TEXTS[0]}).encode()
     texts = json.dumps({"texts": [*TEXTS, 7]}).encode()
+    both = json.dumps({"input": [f"data:image/jpeg;base64,{photo}", TEXTS[0]]}).encode()
     return {
         "rest_multipart.json": rest("POST", "/encode_image", MULTIPART, multipart("image", PHOTO)),
         "rest_base64_json.json": rest("POST", "/encode_image", JSON, as_json),
@@ -51,6 +52,7 @@ def events() -> dict[str, Event]:
         "function_url.json": function_url("/encode_image", JSON, as_data_uri),
         "rest_text.json": rest("POST", "/encode_text", JSON, text),
         "http_api_texts.json": http_api("/encode_texts", JSON, texts),
+        "http_api_openai.json": http_api("/v1/embeddings", JSON, both),
         "function_url_rank.json": function_url("/rank", JSON, json.dumps(ranking()).encode()),
         "alb.json": alb("/encode_image", "image/jpeg", PHOTO),
         "direct_image.json": {"image": photo},

@@ -139,10 +139,10 @@ def files(folder: Path) -> list[str]:
     """Names of the model's files in `folder`, ``model.json`` first; none where no model is."""
     try:
         card = json.loads((folder / CARD).read_bytes())
-        if not isinstance(card["format"], int) or card["model"] != "ViT-B/32":
+        if not isinstance(card["format"], int) or not card["model"].startswith("ViT-"):
             return []
         return [CARD, *(name for name in card["files"] if name == os.path.basename(name))]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return []
 
 

@@ -49,19 +49,22 @@ def golden_image() -> bytes:
 
 
 @cache
-def parity_images() -> dict[str, bytes]:
-    """Name -> encoded file, about forty. Few are square: those hide mistakes in resizing."""
+def parity_images(side: int) -> dict[str, bytes]:
+    """Name -> encoded file, about forty. Few are square: those hide mistakes in resizing.
+
+    Some are of the `side` that the model sees, in pixels, and just beside it.
+    """
     images = {PHOTOGRAPH + name: encoded(photograph(name), "PNG") for name in PHOTOGRAPHS}
-    return images | _shapes() | _modes() | _formats()
+    return images | _shapes(side) | _modes() | _formats()
 
 
-def _shapes() -> dict[str, bytes]:
+def _shapes(side: int) -> dict[str, bytes]:
     rocket, coffee = photograph("rocket"), photograph("coffee")
     sizes = {
-        "already 224 x 224": (224, 224),
-        "odd 225 x 337": (225, 337),
+        f"already {side} x {side}": (side, side),
+        f"odd {side + 1} x {side * 3 // 2 + 1}": (side + 1, side * 3 // 2 + 1),
         "odd 451 x 299": (451, 299),
-        "short side 224": (224, 301),
+        f"short side {side}": (side, side * 4 // 3 + 3),
         "tiny 3 x 2": (3, 2),
         "tiny 1 x 1": (1, 1),
         "very wide 2000 x 40": (2000, 40),
@@ -127,21 +130,17 @@ def _formats() -> dict[str, bytes]:
 
 
 @cache
-def calibration_pixels() -> NDArray[np.uint8]:
-    """What integers are calibrated with: uint8 RGB [64, 224, 224, 3], none a parity image.
+def calibration_pixels(side: int) -> NDArray[np.uint8]:
+    """What integers are calibrated with: uint8 RGB [64, side, side, 3], none a parity image.
 
     They are mirrored, rotated and shifted parts of the photographs, the same in black and white
     dots, which is what 8 bits hold worst, and pictures that are no photographs at all.
     """
     pictures = [
         view for name in PHOTOGRAPHS for view in _views(photograph(name).convert("RGB"))
-    ] + _patterns()
-    return np.stack([np.asarray(_square(picture)) for picture in pictures])
-
-
-def _square(picture: Image.Image) -> Image.Image:
-    """The middle of `picture`, 224 x 224."""
-    return ImageOps.fit(picture, (224, 224), Image.Resampling.BICUBIC)
+    ] + _patterns(side)
+    squares = [ImageOps.fit(one, (side, side), Image.Resampling.BICUBIC) for one in pictures]
+    return np.stack([np.asarray(square) for square in squares])
 
 
 def _views(photo: Image.Image) -> list[Image.Image]:
@@ -161,24 +160,27 @@ def _views(photo: Image.Image) -> list[Image.Image]:
     ]
 
 
-def _patterns() -> list[Image.Image]:
+def _patterns(side: int) -> list[Image.Image]:
     """Sixteen pictures: flat ones, noise of several grains and contrasts, stripes, ramps."""
     random = np.random.default_rng(0)
-    flat = [np.full((224, 224, 3), colour) for colour in (0, 127, 255, (200, 40, 30))]
+    flat = [np.full((side, side, 3), colour) for colour in (0, 127, 255, (200, 40, 30))]
     noise = [
-        128 + contrast * random.uniform(-1, 1, (224 // grain, 224 // grain, 3))
+        128 + contrast * random.uniform(-1, 1, (side // grain, side // grain, 3))
         for grain, contrast in ((1, 127), (1, 30), (4, 127), (16, 127), (56, 127))
     ]
-    dots = [255.0 * (random.random((224, 224, 1)) < share) for share in (0.1, 0.5, 0.9)]
-    line = np.arange(224)
-    stripes = [np.broadcast_to(255.0 * (line // width % 2), (224, 224)) for width in (2, 16)]
-    ramps = [np.add.outer(line, line) * 255 / 446, np.abs(np.subtract.outer(line, line)) * 1.0]
+    dots = [255.0 * (random.random((side, side, 1)) < share) for share in (0.1, 0.5, 0.9)]
+    line = np.arange(side)
+    stripes = [np.broadcast_to(255.0 * (line // width % 2), (side, side)) for width in (2, 16)]
+    ramps = [
+        np.add.outer(line, line) * 255 / (2 * line[-1]),
+        np.abs(np.subtract.outer(line, line)) * 223 / line[-1],
+    ]
     arrays = flat + noise + dots + stripes + ramps
-    return [_picture(array) for array in arrays]
+    return [_picture(array, side) for array in arrays]
 
 
-def _picture(array: NDArray[np.generic]) -> Image.Image:
-    """Numbers from 0 to 255, [height, width] or with one or three channels -> RGB, 224 x 224."""
+def _picture(array: NDArray[np.generic], side: int) -> Image.Image:
+    """Numbers from 0 to 255, [height, width] or with 1 or 3 channels -> RGB, `side` x `side`."""
     array = array.reshape(*array.shape[:2], -1)
     pixels = np.broadcast_to(array, (*array.shape[:2], 3)).astype(np.uint8)
-    return Image.fromarray(pixels).resize((224, 224), Image.Resampling.NEAREST)
+    return Image.fromarray(pixels).resize((side, side), Image.Resampling.NEAREST)

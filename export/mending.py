@@ -73,7 +73,7 @@ class Vectors:
         self._takes = self._session.get_inputs()[0].name
 
     def __call__(self, inputs: Inputs, layer: int | None = None) -> Matrix:
-        """`inputs` -> float32 [n, 512]; `layer`: for a graph with that further input."""
+        """`inputs` -> vectors [n, size]; `layer`: for a graph with that further input."""
         found = []
         for batch in grouped(inputs, BATCH):
             feeds = {self._takes: batch}

@@ -18,7 +18,6 @@ from handler.config import Config
 from handler.engines import Embedding, Embeddings, Engine
 from handler.engines.torch_clip import import_clip
 from handler.images import sandbox
-from handler.images.wire import SIZE
 from handler.precision import PRECISIONS, Gate
 from handler.text.tokenizer import Tokenizer
 
@@ -95,7 +94,7 @@ def reference_pixels(reference: Reference, picture: Image.Image) -> NDArray[np.u
 
 @torch.inference_mode()
 def reference_embedding(reference: Reference, picture: Image.Image) -> NDArray[np.float32]:
-    """float32 [512] of unit length: ``clip``'s model over ``clip``'s preprocessing."""
+    """float32 [embedding size] of unit length: ``clip``'s model over ``clip``'s preprocessing."""
     x = reference.model.encode_image(reference.preprocess(picture).unsqueeze(0))[0]
     embedding: NDArray[np.float32] = (x / x.norm()).numpy()
     return embedding
@@ -103,7 +102,7 @@ def reference_embedding(reference: Reference, picture: Image.Image) -> NDArray[n
 
 @torch.inference_mode()
 def reference_text_embeddings(reference: Reference, tokens: torch.Tensor) -> Embeddings:
-    """Int [n, 77] -> float32 [n, 512] of unit length, by ``clip``'s model."""
+    """Int [n, 77] -> float32 [n, embedding size] of unit length, by ``clip``'s model."""
     x = reference.model.encode_text(tokens)
     embeddings: Embeddings = (x / x.norm(dim=-1, keepdim=True)).numpy()
     return embeddings
@@ -129,12 +128,13 @@ def same_tokens(ours: NDArray[np.int32], theirs: NDArray[np.integer[Any]]) -> bo
 
 def samples(reference: Reference, images: dict[str, bytes]) -> list[Sample]:
     """Decode every image and encode it with clip."""
-    decoder = sandbox.start(FULL)
+    side = reference.architecture.resolution
+    decoder = sandbox.start(FULL, side)
     found = []
     for name, data in tqdm(images.items(), desc="clip", unit="image"):
         picture = Image.open(io.BytesIO(data))
         decoded = decoder.decode(data, FULL, spend=lambda _: None)
-        pixels = np.frombuffer(decoded.pixels, np.uint8).reshape(SIZE, SIZE, 3)
+        pixels = np.frombuffer(decoded.pixels, np.uint8).reshape(side, side, 3)
         identical = np.array_equal(pixels, reference_pixels(reference, picture))
         embedding = reference_embedding(reference, picture)
         found.append(Sample(name, pixels, identical, embedding))

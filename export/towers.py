@@ -59,6 +59,7 @@ def image(reference: Reference) -> Source:
         raise ExportError(
             f"this clip normalises with {normalize.mean}, {normalize.std}: not OpenAI's"
         )
+    side = reference.architecture.resolution
     golden = images.golden_image()
     picture = Image.open(io.BytesIO(golden))
 
@@ -70,8 +71,8 @@ def image(reference: Reference) -> Source:
         "image",
         _in_float(reference.model.visual.state_dict()),
         build,
-        parity.samples(reference, images.parity_images()),
-        lambda: list(images.calibration_pixels()),
+        parity.samples(reference, images.parity_images(side)),
+        lambda: list(images.calibration_pixels(side)),
         {
             "image": base64.b64encode(golden).decode(),
             "embedding": _floats(parity.reference_embedding(reference, picture)),

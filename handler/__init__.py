@@ -1,4 +1,4 @@
-"""OpenAI CLIP ViT-B/32 image embeddings as an AWS Lambda function and a web server.
+"""OpenAI CLIP image embeddings as an AWS Lambda function and a web server.
 
 Read the files in the order of the data: ``main`` (an event comes in), ``http`` and ``events``
 (requests and responses), ``schemas`` (what a request holds), ``encoder``, ``images`` (a file

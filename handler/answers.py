@@ -102,7 +102,7 @@ class Health(Answer):
 
 
 def to_json(embedding: Embedding) -> str:
-    """float32 [512] -> a JSON array of the shortest decimals that give the same float32 back."""
+    """float32 [size] -> a JSON array of the shortest decimals that give the same float32 back."""
     return f"[{','.join(map(str, embedding))}]"
 
 
@@ -113,7 +113,7 @@ def to_floats(embedding: Embedding) -> list[float]:
 
 
 def to_bytes(embedding: Embedding) -> bytes:
-    """float32 [512] -> 2,048 bytes, little-endian."""
+    """float32 [size] -> four bytes a number, little-endian: 2,048 of ViT-B/32's 512 numbers."""
     return embedding.astype("<f4").tobytes()
 
 

@@ -15,9 +15,12 @@ TOWERS = ("image", "text")
 PREPROCESSES = ("openai", "corrected")
 PROFILES: dict[str, dict[str, object]] = {
     "exact": {"precision": "fp32", "jpeg_draft": 0},
-    "fast": {"precision": "int8", "jpeg_draft": 720},
+    "fast": {"precision": "int8", "jpeg_draft": None},
 }
 """What ``CLIP_PROFILE`` chooses by one word. A setting that is given itself has its own value."""
+JPEG_DRAFT = 720 / 224
+"""How many times the model's side a JPEG keeps in profile ``fast``: 720 pixels of a model that sees
+224, for which it was measured."""
 ORIGIN = r"\*|https?://[A-Za-z0-9.-]+(:[0-9]+)?"
 OUTPUTS = r"caller|s3://[a-z0-9.-]{3,63}(/.*)?|s3vectors://[a-z0-9.-]{3,63}/[a-z0-9.-]{3,63}"
 BASE_PATH = r"(/[^/?#\s]+)+"
@@ -54,9 +57,9 @@ class Config:
     preprocess: str = "openai"
     """``openai``: exactly the pixels of OpenAI's ``clip``. ``corrected``: EXIF rotation is applied,
     transparency is put on white and 16-bit grey is scaled."""
-    jpeg_draft: int = 0
+    jpeg_draft: int | None = 0
     """A large JPEG is decoded at 1/2, 1/4 or 1/8 of its size if both sides keep at least this many
-    pixels. 0: always at full size."""
+    pixels. 0: always at full size. None, which only a profile has: `JPEG_DRAFT` says how many."""
     threads: int = 0
     """Compute threads of one inference; 0: as many as this process has CPUs."""
     max_body_bytes: int = 64 * 2**20
@@ -109,6 +112,10 @@ class Config:
             if raw := env.get(name, "").strip():
                 values[field.name] = _parse(name, raw, field.default)
         return cls(**values)  # type: ignore[arg-type]  # _parse gives each field's own type
+
+    def jpeg_draft_for(self, side: int) -> int:
+        """`jpeg_draft` in pixels, for a model that sees a square of `side` pixels."""
+        return round(JPEG_DRAFT * side) if self.jpeg_draft is None else self.jpeg_draft
 
     def __post_init__(self) -> None:
         """Refuse what no part of the service could work with."""

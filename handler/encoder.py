@@ -45,7 +45,7 @@ class Encoder:
         one_at_a_time = threading.Lock()
         self.images: ImageTower | None = None
         if engine is not None:
-            decoder = decoder or sandbox.start(config)
+            decoder = decoder or sandbox.start(config, model.architecture.resolution)
             self.images = ImageTower(engine, model, config, decoder, one_at_a_time)
         self.texts: TextTower | None = None
         if "text" in served(config, model):
@@ -91,7 +91,7 @@ class Encoder:
         return [text.then(tokenize) for text in texts]
 
     def encode(self, item: Image | Tokens, budget: Budget | None = None) -> Embedding:
-        """One image (its file's bytes, or its place in S3) or text -> float32 [512], unit length.
+        """One image (its file's bytes, or its place in S3) or text -> a vector of unit length.
 
         Raises:
             RequestError: it cannot be encoded, and why.
@@ -166,6 +166,16 @@ class Encoder:
             outcomes |= zip(images, self.encode_images(files, budget), strict=True)
         return list(outcomes.values())
 
+    def fingerprints(self, items: Sequence[Outcome[Item]]) -> list[str]:
+        """Name what makes the vectors of `items`: of the images among them, then of the texts."""
+        values = [item.value for item in items]
+        found = []
+        if self.images and any(isinstance(value, Image) for value in values):
+            found.append(self.images.fingerprint)
+        if self.texts and self.texts.fingerprint and any(isinstance(v, Tokens) for v in values):
+            found.append(self.texts.fingerprint)
+        return found
+
 
 def _is_image(value: object) -> bool:
     return isinstance(value, Image)
@@ -200,7 +210,7 @@ def load_encoder(config: Config, zygote: Zygote | None = None) -> Encoder:
     """
     model = Model.load(config.model_dir)
     if "image" in served(config, model):
-        decoder = sandbox.start(config, zygote)
+        decoder = sandbox.start(config, model.architecture.resolution, zygote)
         encoder = Encoder(load_engine(config, model), model, config, decoder)
     else:
         if zygote:

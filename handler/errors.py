@@ -13,6 +13,7 @@
     │   ├── SourceNotAllowed     source_not_allowed      403
     │   ├── SourceDenied         source_denied           403
     │   ├── SourceNotFound       source_not_found        404
+    │   ├── ModelNotFound        model_not_found         404
     │   ├── BodyTooSlow          body_too_slow           408
     │   ├── BodyTooLarge         body_too_large          413
     │   ├── ImageTooLarge        image_too_large         413
@@ -117,6 +118,10 @@ class SourceDenied(RequestError, code="source_denied", status=403):
 
 class SourceNotFound(RequestError, code="source_not_found", status=404):
     """S3 has no such object, or no such version of it."""
+
+
+class ModelNotFound(RequestError, code="model_not_found", status=404):
+    """A request in OpenAI's shape names a model that is not served here."""
 
 
 class BodyTooSlow(RequestError, code="body_too_slow", status=408):

@@ -75,7 +75,7 @@ class Model:
 
     directory: Path
     name: str
-    """``"ViT-B/32"``."""
+    """clip's own name of it, such as ``"ViT-B/32"`` or ``"ViT-L/14@336px"``."""
     architecture: Architecture
     weights: str
     """Where the weights come from: ``openai``, ``custom`` or ``synthetic``."""
@@ -130,7 +130,7 @@ class Model:
 
     @property
     def embedding_size(self) -> int:
-        """Numbers of one vector: 512."""
+        """Numbers of one vector."""
         return self.architecture.embedding_size
 
     def fingerprint(self, precision: str, preprocess: str, jpeg_draft: int) -> str:
@@ -155,7 +155,10 @@ class Model:
         return ".".join([*self._identity(), scheme, f"text-{sha256[:12]}"])
 
     def _identity(self) -> tuple[str, str, str]:
-        return self.name.replace("/", "-"), self.weights, self.checkpoint_sha256[:12]
+        # A fingerprint is a folder's name in S3, so the model is named as OpenAI's files are:
+        # ViT-L/14@336px is ViT-L-14-336px there.
+        name = self.name.replace("/", "-").replace("@", "-")
+        return name, self.weights, self.checkpoint_sha256[:12]
 
 
 def _tower(name: str, card: Mapping[str, Any]) -> Tower:

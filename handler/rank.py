@@ -6,7 +6,7 @@ CLIP makes probabilities of the cosines of all candidates by a softmax, after it
 by a number that it has learned, the logit scale, which is 100 for OpenAI's models.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import chain, islice
 from typing import NamedTuple, TypeVar
@@ -78,7 +78,7 @@ def rank(encoder: Encoder, lists: Lists, budget: Budget) -> Ranking:
         _softmax(encoder.model.logit_scale * cosines.astype(np.float64)).astype(np.float32),
         queries,
         candidates,
-        list(_fingerprints(encoder, flat)),
+        encoder.fingerprints(flat),
         any(isinstance(item.value, Tokens) and item.value.truncated for item in flat),
     )
 
@@ -139,11 +139,3 @@ def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     total = np.sum(powers, axis=1, keepdims=True, where=there)
     np.divide(powers, total, where=there, out=powers)
     return powers
-
-
-def _fingerprints(encoder: Encoder, items: Sequence[Outcome[Item]]) -> Iterator[str]:
-    kinds = {type(item.value) for item in items}
-    if encoder.images and any(issubclass(kind, Image) for kind in kinds):
-        yield encoder.images.fingerprint
-    if encoder.texts and encoder.texts.fingerprint and Tokens in kinds:
-        yield encoder.texts.fingerprint

@@ -220,14 +220,7 @@ def validate(schema: type[Schema], body: bytes | bytearray | Mapping[str, Any]) 
     Raises:
         InvalidJson, MissingField, InvalidField: what is wrong and where, never the value.
     """
-    if isinstance(body, bytes | bytearray):
-        # Counted before parsing: base64 holds none of these, an object key of S3 seldom, and of
-        # texts it is known.
-        values = body.count(b",") + body.count(b"{") + body.count(b"[")
-    else:
-        values = len(body)
-    if values > schema.most_values:
-        raise InvalidJson(f"the body holds {values:,} values, far more than a request needs")
+    check_values(body, schema.most_values)
     _build(schema)
     try:
         if isinstance(body, bytes | bytearray):
@@ -249,6 +242,18 @@ def validate(schema: type[Schema], body: bytes | bytearray | Mapping[str, Any]) 
             raise InvalidField(f"unknown field {name[:64]!r}; known: {known}")
         case _:
             raise InvalidField(f"the field {name!r} is wrong: {problem['msg'].lower()}")
+
+
+def check_values(body: bytes | bytearray | Mapping[str, Any], most: int) -> None:
+    """Raise `InvalidJson` where a body holds more than about `most` values."""
+    if isinstance(body, bytes | bytearray):
+        # Counted before parsing: base64 holds none of these, an object key of S3 seldom, and of
+        # texts it is known.
+        values = body.count(b",") + body.count(b"{") + body.count(b"[")
+    else:
+        values = len(body)
+    if values > most:
+        raise InvalidJson(f"the body holds {values:,} values, far more than a request needs")
 
 
 def _build(schema: type[Request]) -> None:
@@ -359,7 +364,7 @@ def read_embedding(value: object, size: int) -> Embedding:
 def _numbers(value: object, size: int) -> Sequence[float] | NDArray[np.float32]:
     """`size` numbers, of whatever value."""
     if isinstance(value, str):
-        data = decode_base64(value)
+        data = decode_base64(value, "the embedding is not valid base64: send " + EMBEDDING_HELP)
         if len(data) == 4 * size:
             return np.frombuffer(data, "<f4")
     elif isinstance(value, list) and len(value) == size:

@@ -37,7 +37,6 @@ from handler.engines import Embedding, Engine, Pixels
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.http.app import create_app
 from handler.images import sandbox
-from handler.images.wire import SIZE
 from handler.model import Model
 from handler.text.tokenizer import Tokenizer
 from handler.towers.image import ImageTower
@@ -48,6 +47,8 @@ if TYPE_CHECKING:
     from tests.slow import Slow
 
 ROOT = Path(__file__).parent.parent
+SIDE = 224
+"""Of the square that ViT-B/32 sees, which is the model of all tests but those of the others."""
 EMULATOR = os.environ.get("RIE") or shutil.which("aws-lambda-rie", path=Path(sys.executable).parent)
 
 
@@ -132,7 +133,7 @@ def parity_samples(reference: "Reference", shared: Path) -> list["Sample"]:
     from export import parity
 
     def make() -> list["Sample"]:
-        return parity.samples(reference, images.parity_images())
+        return parity.samples(reference, images.parity_images(SIDE))
 
     return _kept(shared / "samples.pickle", make)
 
@@ -210,18 +211,18 @@ def config(model_dir: Path) -> Config:
 
 @pytest.fixture(scope="session")
 def encoder(config: Config, model: Model) -> Iterator[Encoder]:
-    decoder = sandbox.start(config)
+    decoder = sandbox.start(config, SIDE)
     yield Encoder(OnnxCpuEngine(model, threads=2), model, config, decoder)
     decoder.close()
 
 
-def pixels_of(data: bytes, config: Config | None = None) -> Pixels:
-    """What the service makes of an image file, in this process: uint8 RGB [224, 224, 3].
+def pixels_of(data: bytes, config: Config | None = None, side: int = SIDE) -> Pixels:
+    """What the service makes of an image file, in this process: uint8 RGB [side, side, 3].
 
     Raises as `handler.images.sandbox.Decoder.decode`.
     """
-    decoded = sandbox.Unconfined().decode(data, config or Config(), lambda _: None)
-    return np.frombuffer(decoded.pixels, np.uint8).reshape(SIZE, SIZE, 3)
+    decoded = sandbox.Unconfined(side).decode(data, config or Config(), lambda _: None)
+    return np.frombuffer(decoded.pixels, np.uint8).reshape(side, side, 3)
 
 
 def with_settings(encoder: Encoder, **settings: Any) -> Encoder:

@@ -34,7 +34,7 @@ from export.graph import ONNX_RUNTIME
 from export.int8 import MIDDLE
 from handler.precision import PRECISIONS
 from tests import emulation
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SIDE
 from tests.emulation import CACHE, Missing, Processor
 
 FIRST = ("JPEG", "CMYK JPEG", "RGBA with real transparency", "16-bit grey", "WebP", "AVIF")
@@ -116,7 +116,7 @@ class Answer:
 # --- what is tried --------------------------------------------------------------------------------
 def write_events(count: int | None) -> None:
     """Name of an image -> an event that carries it; of the first `count` images, or of all."""
-    files = images.parity_images()
+    files = images.parity_images(SIDE)
     names = [*FIRST, *(name for name in files if name not in FIRST)][:count]
     events = {name: {"image": base64.b64encode(files[name]).decode()} for name in names}
     EVENTS.write_text(json.dumps(events))

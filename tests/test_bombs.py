@@ -13,6 +13,7 @@ import pytest
 from handler.config import Config
 from handler.images.sandbox import Sandbox
 from tests.bombs import HOSTILE, SERVED
+from tests.conftest import SIDE
 from tests.measure import measure
 from tests.test_server import Server, server
 
@@ -22,14 +23,14 @@ QUICK = Config(decode_seconds=0.5)
 
 @pytest.fixture(scope="module")
 def quick() -> Iterator[Sandbox]:
-    box = Sandbox(QUICK)
+    box = Sandbox(QUICK, SIDE)
     yield box
     box.close()
 
 
 @pytest.fixture(scope="module")
 def default() -> Iterator[Sandbox]:
-    box = Sandbox(Config())
+    box = Sandbox(Config(), SIDE)
     yield box
     box.close()
 

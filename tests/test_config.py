@@ -225,14 +225,14 @@ def test_what_is_wrong_is_said_in_these_words(env: dict[str, str], message: str)
 
 
 def test_a_profile_is_one_word_for_several_settings() -> None:
-    def chosen(**env: str) -> tuple[str, int]:
+    def chosen(**env: str) -> tuple[str, int | None]:
         config = Config.from_env({f"CLIP_{name}": value for name, value in env.items()})
         return config.precision, config.jpeg_draft
 
     assert chosen() == chosen(PROFILE="exact") == chosen(PROFILE="") == ("fp32", 0)
-    assert chosen(PROFILE="fast") == chosen(PROFILE=" fast ") == ("int8", 720)
+    assert chosen(PROFILE="fast") == chosen(PROFILE=" fast ") == ("int8", None)
     assert chosen(PROFILE="fast", JPEG_DRAFT="0") == ("int8", 0)
-    assert chosen(PROFILE="fast", PRECISION="fp32") == ("fp32", 720)
+    assert chosen(PROFILE="fast", PRECISION="fp32") == ("fp32", None)
     assert chosen(PROFILE="exact", JPEG_DRAFT="720") == ("fp32", 720)
 
 

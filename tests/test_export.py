@@ -28,6 +28,7 @@ from export.__main__ import main as export
 from export.checkpoint import DownloadError, Reference
 from handler.engines.torch_clip import import_clip
 from handler.model import Architecture
+from tests.conftest import SIDE
 
 SMALL = Architecture(64, 64, 2, 64, 32, 8, 100, 64, 1, 1)
 """A CLIP so small that it is made in no time."""
@@ -221,8 +222,8 @@ def test_the_gate_closes_on_a_wrong_graph(
 ) -> None:
     # The classic mistake of CLIP ports: GELU where the model has QuickGELU.
     monkeypatch.setattr(graph, "_quick_gelu", lambda g, x: g.op("Gelu", x))
-    two = dict(list(images.parity_images().items())[:2])
-    monkeypatch.setattr(images, "parity_images", lambda: two)
+    two = dict(list(images.parity_images(SIDE).items())[:2])
+    monkeypatch.setattr(images, "parity_images", lambda side: two)
     out = tmp_path / "model"
     assert export(["--checkpoint", loaded, "--towers", "image", "--out", str(out)]) == 1
     error = capsys.readouterr().err
@@ -236,7 +237,9 @@ def test_the_gate_refuses_nan() -> None:
 
 
 def test_the_parity_set_has_every_awkward_kind() -> None:
-    pictures = {name: Image.open(io.BytesIO(data)) for name, data in images.parity_images().items()}
+    pictures = {
+        name: Image.open(io.BytesIO(data)) for name, data in images.parity_images(SIDE).items()
+    }
     assert len(pictures) >= 24
     modes = {picture.mode for picture in pictures.values()}
     assert {"1", "L", "LA", "P", "RGB", "RGBA", "CMYK"} <= modes
@@ -313,8 +316,8 @@ def test_a_new_export_replaces_the_old(
     out = tmp_path / "model"
     shutil.copytree(model_dir, out)
     (out / "notes.txt").write_text("precious")
-    one = dict(list(images.parity_images().items())[:1])
-    monkeypatch.setattr(images, "parity_images", lambda: one)
+    one = dict(list(images.parity_images(SIDE).items())[:1])
+    monkeypatch.setattr(images, "parity_images", lambda side: one)
     assert export(["--checkpoint", loaded, "--out", str(out)]) == 0
     assert {f.name for f in out.iterdir()} == FILES | {"model.json", "notes.txt"}
     assert json.loads((out / "model.json").read_text())["weights"] == "custom"

@@ -6,6 +6,7 @@ from export.images import parity_images
 from handler.errors import NotAnImage, UnsupportedFormat
 from handler.images import formats
 from handler.images.formats import FORMATS, SERVED, sniff
+from tests.conftest import SIDE
 
 
 def box(major: bytes, *compatible: bytes) -> bytes:
@@ -37,7 +38,7 @@ def test_each_format_that_is_served_is_known_by_each_of_its_signatures(kind: str
 
 
 def test_every_file_of_the_parity_set_is_known() -> None:
-    assert {sniff(data) for data in parity_images().values()} == set(FORMATS)
+    assert {sniff(data) for data in parity_images(SIDE).values()} == set(FORMATS)
 
 
 @pytest.mark.parametrize(

@@ -28,10 +28,10 @@ from handler.images.decode import correct, decode
 from handler.images.formats import FORMATS, SIGNATURES, sniff
 from handler.images.wire import Limits
 from tests import bombs
-from tests.conftest import pixels_of
+from tests.conftest import SIDE, pixels_of
 
 CONFIG = Config()
-LIMITS = Limits(CONFIG.max_pixels, CONFIG.max_aspect_ratio, CONFIG.jpeg_draft, corrected=False)
+LIMITS = Limits(CONFIG.max_pixels, CONFIG.max_aspect_ratio, 0, corrected=False, side=SIDE)
 
 
 def png(width: int, height: int, data: bytes = b"", color: int = 2) -> bytes:

@@ -51,7 +51,7 @@ from handler.encoder import load_encoder
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.model import Architecture, Model, ModelError
 from handler.outcome import Outcome
-from tests.conftest import pixels_of
+from tests.conftest import SIDE, pixels_of
 
 NAMES = (*(f"photograph {name}" for name in images.PHOTOGRAPHS), "1-bit")
 
@@ -82,14 +82,14 @@ class Export:
 @contextlib.contextmanager
 def quickly() -> Iterator[pytest.MonkeyPatch]:
     """Export over few images and texts, and calibrate with a quarter of the pictures."""
-    few = images.calibration_pixels()[::4]
-    chosen = {name: images.parity_images()[name] for name in NAMES}
+    few = images.calibration_pixels(SIDE)[::4]
+    chosen = {name: images.parity_images(SIDE)[name] for name in NAMES}
     captions = texts.captions()[::9]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(texts, "captions", lambda: captions)
         patch.setattr(texts, "nasty", lambda: ())
-        patch.setattr(images, "calibration_pixels", lambda: few)
-        patch.setattr(images, "parity_images", lambda: chosen)
+        patch.setattr(images, "calibration_pixels", lambda side: few)
+        patch.setattr(images, "parity_images", lambda side: chosen)
         patch.setattr(mending, "SHOWN", 1)
         yield patch
 
@@ -174,7 +174,7 @@ def each(request: pytest.FixtureRequest) -> Export:
 def samples(hard: Export) -> list[parity.Sample]:
     """The images, with the vectors that clip gives them over the hard weights."""
     with quickly():
-        return parity.samples(hard.reference, images.parity_images())
+        return parity.samples(hard.reference, images.parity_images(SIDE))
 
 
 def encoded(model: onnx.ModelProto, samples: list[parity.Sample]) -> Matrix:
@@ -490,11 +490,11 @@ def test_gptq_takes_silence_but_not_what_is_no_number(layer: tuple[Matrix, Matri
 
 
 def test_it_is_calibrated_with_pictures_that_it_is_not_judged_by() -> None:
-    pictures = images.calibration_pixels()
+    pictures = images.calibration_pixels(SIDE)
     assert pictures.shape == (64, 224, 224, 3)
     assert pictures.dtype == np.uint8
     assert len({picture.tobytes() for picture in pictures}) == 64
-    for name, data in images.parity_images().items():
+    for name, data in images.parity_images(SIDE).items():
         if name in NAMES:
             pixels = pixels_of(data)
             apart = np.abs(pictures.astype(int) - pixels).mean(axis=(1, 2, 3))

@@ -15,10 +15,10 @@ from handler.config import Config
 from handler.engines import Engine
 from handler.images.decode import decode, full_size
 from handler.images.wire import Limits
-from tests.conftest import pixels_of
+from tests.conftest import SIDE, pixels_of
 
 FAST = Config.from_env({"CLIP_PROFILE": "fast"})
-DRAFT = FAST.jpeg_draft
+DRAFT = FAST.jpeg_draft_for(SIDE)
 FULL = Config()
 
 
@@ -27,7 +27,7 @@ def jpeg(
 ) -> Image.Image:
     """The decoded picture, before it is resized."""
     config = Config()
-    return decode(data, kind, Limits(config.max_pixels, 100, draft, corrected))
+    return decode(data, kind, Limits(config.max_pixels, 100, draft, corrected, SIDE))
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_the_vector_stays_that_of_full_decoding(
 ) -> None:
     data = enlarged(photo, size)
     assert min(jpeg(data).size) < min(size) == min(full_size(jpeg(data)))
-    assert cosine(engine, data, DRAFT) >= MIN_COSINE
+    assert cosine(engine, data, DRAFT, SIDE) >= MIN_COSINE
 
 
 @pytest.mark.parametrize(("period", "degrees"), [(4, 0), (6, 45), (10, 20)])
@@ -65,8 +65,8 @@ def test_photographs_are_not_decoded_twice(photo: str) -> None:
 
 
 def test_every_image_of_the_parity_gate_keeps_what_the_gate_promises(engine: Engine) -> None:
-    for name, data in parity_images().items():
-        assert cosine(engine, data, DRAFT) >= 0.9999, name
+    for name, data in parity_images(SIDE).items():
+        assert cosine(engine, data, DRAFT, SIDE) >= 0.9999, name
 
 
 def test_below_twice_the_limit_pixels_are_those_of_full_decoding() -> None:

@@ -209,6 +209,11 @@ def test_a_bad_item_fails_alone(encoder: Encoder, item: Any, code: str) -> None:
     assert len(json.dumps(answer["errors"])) < 1500  # whatever was sent
 
 
+def test_the_error_of_a_vector_speaks_of_vectors(encoder: Encoder) -> None:
+    answer = ranked(encoder, [image(PHOTO)], [{"embedding": "!"}])
+    assert answer["errors"][0]["detail"].startswith("the embedding is not valid base64")
+
+
 def test_where_all_of_a_list_fail_there_is_still_an_answer(encoder: Encoder) -> None:
     answer = ranked(encoder, [image(PHOTO), text("a")], [7, 8])
     assert answer["probabilities"] == answer["cosine_similarities"] == [[None, None]] * 2

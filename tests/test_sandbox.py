@@ -36,7 +36,7 @@ from handler.images.processes import Zygote
 from handler.images.sandbox import Sandbox, Unconfined
 from handler.images.wire import ANSWER, NOT_CONFINED, REQUEST, Decoded, Limits
 from tests import bombs
-from tests.conftest import ROOT
+from tests.conftest import ROOT, SIDE
 from tests.hostile import bad
 from tests.measure import all_end, resident_megabytes
 
@@ -44,13 +44,13 @@ Said = Callable[[], list[str]]
 
 CONFIG = Config(decode_seconds=0.3, decode_mb=200)
 PHOTO = bombs.encoded(Image.radial_gradient("L").convert("RGB").resize((300, 200)), "JPEG")
-EXPECTED = Unconfined().decode(PHOTO, CONFIG, lambda _: None)
+EXPECTED = Unconfined(SIDE).decode(PHOTO, CONFIG, lambda _: None)
 
 
 @pytest.fixture(scope="module")
 def box() -> Iterator[Sandbox]:
     """A sandbox whose decoders misbehave on request."""
-    box = Sandbox(CONFIG, Zygote(("tests.hostile", "to_pixels")))
+    box = Sandbox(CONFIG, SIDE, Zygote(("tests.hostile", "to_pixels")))
     yield box
     box.close()
 
@@ -131,7 +131,7 @@ def test_a_decoder_can_reach_nothing(box: Sandbox, tmp_path: Path) -> None:
     victim.write_text("x")
     os.environ["AWS_SECRET_ACCESS_KEY"] = "not-for-decoders"
     try:
-        fresh = Sandbox(CONFIG, Zygote(("tests.hostile", "to_pixels")))
+        fresh = Sandbox(CONFIG, SIDE, Zygote(("tests.hostile", "to_pixels")))
         with pytest.raises(InvalidImage) as caught:
             decode(fresh, bad("report", str(victim)))
         for process in fresh.processes():
@@ -215,7 +215,7 @@ def test_a_thousand_of_them_leave_nothing_behind() -> None:
 def _let_a_thousand_misbehave() -> None:
     words = ["segfault", "leave", "garbage", "abort", "close", "spin", "allocate"]
     config = Config(decode_seconds=0.02, decode_mb=50)
-    box = Sandbox(config, Zygote(("tests.hostile", "to_pixels")))
+    box = Sandbox(config, SIDE, Zygote(("tests.hostile", "to_pixels")))
     plain = Config(decode_seconds=2)
     assert decode(box, PHOTO) == EXPECTED
     gc.collect()
@@ -310,7 +310,7 @@ from tests.hostile import bad
 from tests.test_sandbox import EXPECTED, PHOTO
 
 processes.PATIENCE = 2.0
-box = sandbox.Sandbox(Config(), Zygote(("tests.hostile", "to_pixels")))
+box = sandbox.Sandbox(Config(), 224, Zygote(("tests.hostile", "to_pixels")))
 box.decode(PHOTO, Config(), print)
 print("ready", flush=True)
 try:
@@ -344,7 +344,7 @@ def test_a_service_that_was_frozen_in_the_middle_of_an_image_goes_on() -> None:
 def test_no_process_outlives_the_service() -> None:
     script = (
         "import os, time; from handler.config import Config; from handler.images.sandbox import"
-        " Sandbox; from tests.test_sandbox import PHOTO; box = Sandbox(Config());"
+        " Sandbox; from tests.test_sandbox import PHOTO; box = Sandbox(Config(), 224);"
         " box.decode(PHOTO, Config(), print); print('ready', flush=True); time.sleep(60)"
     )
     run = subprocess.Popen(
@@ -362,7 +362,7 @@ def test_no_process_outlives_the_service() -> None:
 
 def test_a_dead_sandbox_says_so(monkeypatch: pytest.MonkeyPatch, said: Said) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    box = Sandbox(CONFIG)
+    box = Sandbox(CONFIG, SIDE)
     with pytest.raises(InternalError) as caught:
         decode(box, PHOTO)
     assert caught.value.detail == NO_MORE.detail
@@ -382,7 +382,7 @@ def test_the_log_says_what_became_of_decoders(box: Sandbox, said: Said) -> None:
 
 def test_a_kernel_that_does_not_confine_is_named(said: Said) -> None:
     """A decoder that could not confine itself ends with a status of its own."""
-    box = Sandbox(CONFIG, Zygote(("tests.hostile", "to_pixels")))
+    box = Sandbox(CONFIG, SIDE, Zygote(("tests.hostile", "to_pixels")))
     with pytest.raises(InternalError) as caught:
         decode(box, bad("leave", str(NOT_CONFINED)))
     assert caught.value.detail == NO_MORE.detail
@@ -399,7 +399,7 @@ def test_the_zygote_is_a_bare_interpreter_in_a_session_of_its_own(
     for writes, flags in ((False, ["-B"]), (True, [])):
         monkeypatch.setattr(sys, "dont_write_bytecode", not writes)
         made = Zygote()
-        sandbox_of_it = sandbox.start(CONFIG, made)
+        sandbox_of_it = sandbox.start(CONFIG, SIDE, made)
         assert isinstance(sandbox_of_it, Sandbox)
         assert decode(sandbox_of_it, PHOTO) == EXPECTED
         assert sandbox_of_it.processes()[0] == made.pid
@@ -443,7 +443,7 @@ def test_where_nothing_confines_the_service_decodes_and_says_so(
 ) -> None:
     monkeypatch.setattr("platform.system", lambda: "Darwin")
     monkeypatch.setattr(logging.getLogger("clip"), "propagate", True)
-    decoder = sandbox.start(CONFIG)
+    decoder = sandbox.start(CONFIG, SIDE)
     lines = {
         (record.levelname, record.message[:37])
         for record in caplog.records
@@ -457,7 +457,7 @@ def test_where_nothing_confines_the_service_decodes_and_says_so(
     assert len(spent) == 2
     decoder.close()
     monkeypatch.undo()
-    confined = sandbox.start(CONFIG)
+    confined = sandbox.start(CONFIG, SIDE)
     assert isinstance(confined, Sandbox)
     confined.close()
 
@@ -467,7 +467,7 @@ def test_where_nothing_confines_the_service_decodes_and_says_so(
 
 @pytest.fixture(scope="module")
 def real() -> Iterator[Sandbox]:
-    box = Sandbox(Config())
+    box = Sandbox(Config(), SIDE)
     yield box
     box.close()
 
@@ -478,15 +478,15 @@ def test_every_kind_of_image_has_the_same_pixels_inside_as_outside(
 ) -> None:
     """A decoder inside can import nothing, start no thread and open no file: none needs to."""
     config = Config(preprocess=profile)
-    outside = Unconfined()
-    for name, data in images.parity_images().items():
+    outside = Unconfined(SIDE)
+    for name, data in images.parity_images(SIDE).items():
         expected = outside.decode(data, config, lambda _: None)
         assert decode(real, data, config) == expected, name
 
 
 def test_every_format_has_a_parity_image_and_a_hostile_one() -> None:
     """Who adds a format adds these; the sandbox bounds it in any case."""
-    pictures = {sniff(data) for data in images.parity_images().values()}
+    pictures = {sniff(data) for data in images.parity_images(SIDE).values()}
     assert pictures == set(FORMATS), "export/images.py has no picture of a format"
     hostile = {name.partition(" ")[0].strip(",").upper() for name in bombs.HOSTILE}
     assert set(FORMATS) <= hostile, "tests/bombs.py has no hostile file of a format"
@@ -498,7 +498,7 @@ def test_every_format_has_a_parity_image_and_a_hostile_one() -> None:
 def answers(data: bytes, to_pixels: Any, kind: bytes = b"JPEG") -> tuple[Any, ...]:
     """What `zygote.serve` answers to one image: the header's fields, and what follows."""
     ours, theirs = socket.socketpair()
-    request = REQUEST.pack(7, len(data), kind, *Limits(10**6, 100, 0, False))
+    request = REQUEST.pack(7, len(data), kind, *Limits(10**6, 100, 0, False, SIDE))
     ours.sendall(request + data)
     ours.shutdown(socket.SHUT_WR)
     zygote.serve(theirs, to_pixels, 100)

@@ -12,13 +12,13 @@ from handler.model import Model
 from handler.precision import PRECISIONS
 
 Pixels = NDArray[np.uint8]
-"""uint8 RGB [n, side, side, 3]; the side is 224, but for the largest CLIP."""
+"""uint8 RGB [n, side, side, 3]; the side is the model's resolution."""
 TokenIds = NDArray[np.int32]
 """int32 [n, t], t of at most 77; after a text's end any token."""
 Embeddings = NDArray[np.float32]
-"""float32 [n, 512], each row of unit length."""
+"""float32 [n, embedding size], each row of unit length."""
 Embedding = NDArray[np.float32]
-"""float32 [512], unit length."""
+"""float32 [embedding size], unit length."""
 
 
 class Engine(Protocol):
@@ -32,7 +32,7 @@ class Engine(Protocol):
     """``"fp32"``, ``"fp16"`` or ``"int8"``."""
 
     def encode(self, inputs: Pixels | TokenIds) -> Embeddings:
-        """What the tower takes, pixels or tokens -> float32 [n, 512] of unit length, any n >= 1."""
+        """What the tower takes, pixels or tokens -> vectors of unit length, for any n >= 1."""
 
 
 def load_engine(config: Config, model: Model, tower: str = "image") -> Engine:

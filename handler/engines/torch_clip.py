@@ -71,7 +71,7 @@ class TorchClipEngine:
     def encode(self, inputs: Pixels | TokenIds) -> Embeddings:
         """See `Engine.encode`."""
         x = torch.tensor(inputs, device=self.device)  # a copy: pixels may be read-only
-        x = self._encode(x).float()  # [n, 512]
+        x = self._encode(x).float()  # [n, embedding size]
         embeddings: Embeddings = (x / x.norm(dim=-1, keepdim=True)).cpu().numpy()
         return embeddings
 
@@ -81,7 +81,7 @@ State = Mapping[str, torch.Tensor]
 
 
 def _image_tower(model: Model, state: State, device: str) -> tuple[torch.nn.Module, Encode]:
-    """Clip's ``VisionTransformer``, and how it is used: uint8 [n, side, side, 3] -> [n, 512]."""
+    """Clip's ``VisionTransformer``, and how it is used: uint8 [n, side, side, 3] -> [n, size]."""
     import_clip()
     from clip.model import VisionTransformer
 
@@ -106,7 +106,7 @@ def _image_tower(model: Model, state: State, device: str) -> tuple[torch.nn.Modu
 def _text_tower(model: Model, state: State, device: str) -> tuple[torch.nn.Module, Encode]:
     """A ``CLIP``, and how its ``encode_text``, which takes 77 tokens of each text, is used.
 
-    int32 [n, t] -> [n, 512].
+    int32 [n, t] -> [n, size].
     """
     import_clip()
     from clip.model import CLIP

@@ -122,7 +122,7 @@ def to_npz(entries: Sequence[Entry], encoder: Encoder) -> bytes:
     """Entries -> a NumPy archive, which ``numpy.load`` reads without pickle.
 
     ``name``, ``bucket``, ``key``, ``version_id``, ``etag``, ``read_at`` [n], ``embedding`` [n,
-    512]; ``removed``, ``removed_at`` [m]: the names of objects found to have no vector any more;
+    size]; ``removed``, ``removed_at`` [m]: the names of objects found to have no vector any more;
     ``fingerprint``. Times are in seconds since 1970, taken before the object was read.
     """
     file = io.BytesIO()

@@ -1,6 +1,6 @@
 """The HTTP interface: routes, and how errors become responses."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -13,10 +13,10 @@ from handler.budget import Budget
 from handler.encoder import Encoder
 from handler.engines import Embedding
 from handler.errors import ClipError
-from handler.http import bodies
+from handler.http import bodies, openai
 from handler.http.admission import Admission
 from handler.http.bodies import JSON, OCTETS, Body
-from handler.http.headers import preferred
+from handler.http.headers import own_headers, preferred
 from handler.http.requests import Addresses, Faults, Heads, LogLines, error_response
 from handler.rank import rank as ranking_of
 
@@ -41,9 +41,10 @@ class Service(FastAPI):
     def openapi(self) -> dict[str, Any]:
         """The document: FastAPI's, and what the routes read and answer."""
         if self.openapi_schema is None:
-            from handler.http import openapi
+            from handler.http import openai_docs, openapi
 
-            self.openapi_schema = openapi.complete(super().openapi(), self._embedding_size)
+            document = openapi.complete(super().openapi(), self._embedding_size)
+            self.openapi_schema = openai_docs.complete(document)
         return self.openapi_schema
 
 
@@ -55,6 +56,7 @@ def create_app(encoder: Encoder) -> FastAPI:
     _add_image_routes(app, encoder, admission)
     _add_text_routes(app, encoder, admission)
     _add_rank_route(app, encoder, admission)
+    openai.add_routes(app, encoder, admission)
     _add_health_route(app, encoder)
     return app
 
@@ -62,6 +64,7 @@ def create_app(encoder: Encoder) -> FastAPI:
 def _add_wrappers(app: FastAPI, encoder: Encoder) -> None:
     """Put what stands around every request around it, from the inside out."""
     app.add_middleware(Faults)
+    app.add_middleware(openai.Errors)
     origins = encoder.config.cors_origins
     if origins:
         # Here, so that a cold start without origins does not pay for it.
@@ -152,7 +155,7 @@ def _add_rank_route(app: FastAPI, encoder: Encoder, admission: Admission) -> Non
             sent = bodies.read_json(content_type, body, schemas.RankRequest)
             lists = sent.read(encoder.config, encoder.model.embedding_size)
             ranking = ranking_of(encoder, lists, _budget(request, encoder))
-            headers = _own_headers(ranking.fingerprints, ranking.truncated)
+            headers = own_headers(ranking.fingerprints, ranking.truncated)
             return Response(answers.rank_json(ranking), headers=headers, media_type=JSON)
 
         return await admission.answer(request, answer)
@@ -178,17 +181,7 @@ def _embedding_response(
 def _of_texts(encoder: Encoder, truncated: bool) -> dict[str, str]:
     """The headers of an answer that has vectors of texts."""
     fingerprint = encoder.texts and encoder.texts.fingerprint
-    return _own_headers([fingerprint] if fingerprint else [], truncated)
-
-
-def _own_headers(fingerprints: Sequence[str], truncated: bool) -> dict[str, str]:
-    """An answer's own headers: whose vectors it has, and whether the end of a text was cut off."""
-    headers = {}
-    if fingerprints:
-        headers["X-Clip-Fingerprint"] = ", ".join(fingerprints)
-    if truncated:
-        headers["X-Clip-Truncated"] = "true"
-    return headers
+    return own_headers([fingerprint] if fingerprint else [], truncated)
 
 
 def _budget(request: Request, encoder: Encoder) -> Budget:

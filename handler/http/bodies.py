@@ -85,13 +85,18 @@ def read_images(content_type: str, body: Body, limit: int) -> list[Outcome[Image
 
 def read_json(content_type: str, body: Body, schema: type[Schema]) -> Schema:
     """A request that can only be JSON; raises as `schemas.validate` and for any other type."""
+    check_json(content_type, schema.example)
+    return schemas.validate(schema, body)
+
+
+def check_json(content_type: str, example: str) -> None:
+    """Refuse every Content-Type but JSON's; `example` is what to send."""
     kind, _ = parameters(content_type)
     if kind != JSON:
         raise UnsupportedMediaType(
             f"{_came(kind)}: send the header Content-Type: application/json and, as the body, "
-            f"{schema.example}"
+            f"{example}"
         )
-    return schemas.validate(schema, body)
 
 
 def _came(kind: str) -> str:

@@ -1,4 +1,4 @@
-"""Header fields taken apart, by the grammar of RFC 9110: lists, parameters, quoted strings."""
+"""Header fields: callers' taken apart, by the grammar of RFC 9110, and those of our own."""
 
 import re
 from collections.abc import Sequence
@@ -54,3 +54,13 @@ def _weight_of(offer: str, ranges: dict[str, tuple[float, int]]) -> tuple[float,
         if media_range in ranges:
             return ranges[media_range]
     return (0, 0)
+
+
+def own_headers(fingerprints: Sequence[str], truncated: bool) -> dict[str, str]:
+    """An answer's own headers: whose vectors it has, and whether the end of a text was cut off."""
+    headers = {}
+    if fingerprints:
+        headers["X-Clip-Fingerprint"] = ", ".join(fingerprints)
+    if truncated:
+        headers["X-Clip-Truncated"] = "true"
+    return headers

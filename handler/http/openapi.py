@@ -19,7 +19,7 @@ from handler.schemas import (
     RankRequest,
 )
 
-_IMAGE = (  # a real 8 x 8 PNG, so that the examples work when pasted
+IMAGE = (  # a real 8 x 8 PNG, so that the examples work when pasted
     "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAGUlEQVR4"
     "2mNkYGhQYWDARCwMKgxYweCUAACHmwKWKHHObgAAAABJRU5ErkJggg=="
 )
@@ -70,8 +70,8 @@ ENCODE_IMAGE = _bodies(
         "multipart/form-data": _form("image", _FILE),
         **_json(
             EncodeRequest,
-            base64={"image": _IMAGE},
-            data_URI={"image": f"data:image/png;base64,{_IMAGE}"},
+            base64={"image": IMAGE},
+            data_URI={"image": f"data:image/png;base64,{IMAGE}"},
         ),
         "image/*": {"schema": _FILE},
         "application/octet-stream": {"schema": _FILE},
@@ -81,7 +81,7 @@ ENCODE_IMAGE = _bodies(
 ENCODE_IMAGES = _bodies(
     **{
         "multipart/form-data": _form("images", {"type": "array", "minItems": 1, "items": _FILE}),
-        **_json(EncodeBatchRequest, one_good_one_bad={"images": [_IMAGE, "not base64"]}),
+        **_json(EncodeBatchRequest, one_good_one_bad={"images": [IMAGE, "not base64"]}),
     }
 )
 
@@ -105,25 +105,25 @@ RANK = _bodies(
     **_json(
         RankRequest,
         what_an_image_shows={
-            "queries": [{"image": _IMAGE}],
+            "queries": [{"image": IMAGE}],
             "candidates": _LABELS,
             "templates": ["a photo of a {}.", "a drawing of a {}."],
         },
         images_for_a_text={
             "queries": [{"text": "a pair of red shoes"}],
-            "candidates": [{"image": _IMAGE}, {"image": "not base64"}],
+            "candidates": [{"image": IMAGE}, {"image": "not base64"}],
         },
     )
 )
 RANK["content"]["application/json"]["schema"] = _rank_schema()
 
-_FINGERPRINT = {
+FINGERPRINT = {
     "X-Clip-Fingerprint": {
         "description": "names what made the vectors: images', texts', or both with a comma between",
         "schema": {"type": "string"},
     }
 }
-_TRUNCATED = {
+TRUNCATED = {
     "X-Clip-Truncated": {
         "description": "there if the end of a text was cut off",
         "schema": {"type": "string", "const": "true"},
@@ -153,14 +153,14 @@ class Operation(NamedTuple):
 
 
 OPERATIONS = {
-    ("post", "/encode_image"): Operation(ENCODE_IMAGE, None, _FINGERPRINT),
-    ("post", "/encode_images"): Operation(ENCODE_IMAGES, answers.BatchResponse, _FINGERPRINT),
-    ("post", "/encode_text"): Operation(ENCODE_TEXT, None, _FINGERPRINT | _TRUNCATED),
+    ("post", "/encode_image"): Operation(ENCODE_IMAGE, None, FINGERPRINT),
+    ("post", "/encode_images"): Operation(ENCODE_IMAGES, answers.BatchResponse, FINGERPRINT),
+    ("post", "/encode_text"): Operation(ENCODE_TEXT, None, FINGERPRINT | TRUNCATED),
     ("post", "/encode_texts"): Operation(
-        ENCODE_TEXTS, answers.TextBatchResponse, _FINGERPRINT | _TRUNCATED
+        ENCODE_TEXTS, answers.TextBatchResponse, FINGERPRINT | TRUNCATED
     ),
-    ("post", "/rank"): Operation(RANK, answers.RankResponse, _FINGERPRINT | _TRUNCATED),
-    ("get", "/health"): Operation(None, answers.Health, _FINGERPRINT),
+    ("post", "/rank"): Operation(RANK, answers.RankResponse, FINGERPRINT | TRUNCATED),
+    ("get", "/health"): Operation(None, answers.Health, FINGERPRINT),
 }
 
 

@@ -35,7 +35,7 @@ class Addresses:
         """Pass on one request, with the two parts of its path told apart."""
         if scope["type"] == "http":
             event = scope.get("aws.event") or {}
-            before, path = _split_path(_own_path(scope), self.base_path, event)
+            before, path = _split_path(own_path(scope), self.base_path, event)
             if path != "/":
                 path = path.removesuffix("/")
             root = scope.get("root_path", "") + before
@@ -43,7 +43,7 @@ class Addresses:
         await self.app(scope, receive, send)
 
 
-def _own_path(scope: Scope) -> str:
+def own_path(scope: Scope) -> str:
     """The path without the ``root_path`` that it begins with, as ASGI has it."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
@@ -86,7 +86,7 @@ class LogLines:
         on_lambda = "aws.event" in scope
         opened = nullcontext(telemetry.current()) if on_lambda else _open_record(scope)
         with opened as record:
-            record |= {"method": scope["method"], "path": _own_path(scope)[:LONGEST_PATH]}
+            record |= {"method": scope["method"], "path": own_path(scope)[:LONGEST_PATH]}
 
             async def send_with_headers(message: Message) -> None:
                 if message["type"] == "http.response.start":

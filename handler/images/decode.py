@@ -30,7 +30,7 @@ from handler.errors import (
     TruncatedImage,
 )
 from handler.images.formats import FORMATS
-from handler.images.wire import SIZE, Decoded, Limits
+from handler.images.wire import Decoded, Limits
 
 _FULL_SIZE = (0, 0)
 """Key in ``Image.info`` of the size before `_reduce`. No text: a file could set any text key."""
@@ -65,10 +65,10 @@ def to_pixels(data: bytes, kind: str, limits: Limits) -> Decoded:
         ImageTooCostly: decoding takes more memory than there is.
     """
     image = decode(data, kind, limits)
-    pixels = preprocess(image, corrected=limits.corrected)
+    pixels = preprocess(image, limits.side, corrected=limits.corrected)
     if image.size != full_size(image) and _reduction_shows(image, pixels):
         image = decode(data, kind, limits._replace(jpeg_draft=0))
-        pixels = preprocess(image)
+        pixels = preprocess(image, limits.side)
     return Decoded(pixels.tobytes(), str(image.format), full_size(image))
 
 
@@ -92,10 +92,10 @@ def decode(data: bytes, kind: str, limits: Limits) -> Image.Image:
     return image
 
 
-def preprocess(image: Image.Image, corrected: bool = False) -> Image.Image:
-    """Decoded picture -> RGB, 224 x 224: ``clip._transform`` up to its ``ToTensor``.
+def preprocess(image: Image.Image, side: int, corrected: bool = False) -> Image.Image:
+    """Decoded picture -> RGB, `side` x `side`: ``clip._transform(side)`` up to its ``ToTensor``.
 
-    Bit for bit torchvision's ``Resize(224, BICUBIC)`` and ``CenterCrop(224)``, including the
+    Bit for bit torchvision's ``Resize(side, BICUBIC)`` and ``CenterCrop(side)``, including the
     rounding of a crop offset that falls on a half. With `corrected`, after `correct`.
 
     Raises:
@@ -105,11 +105,11 @@ def preprocess(image: Image.Image, corrected: bool = False) -> Image.Image:
         if corrected:
             image = correct(image)
         width, height = full_size(image)
-        long_side = int(SIZE * max(width, height) / min(width, height))
-        size = (SIZE, long_side) if width <= height else (long_side, SIZE)
-        left, top = (round((side - SIZE) / 2.0) for side in size)
+        long_side = int(side * max(width, height) / min(width, height))
+        size = (side, long_side) if width <= height else (long_side, side)
+        left, top = (round((length - side) / 2.0) for length in size)
         image = image.resize(size, Image.Resampling.BICUBIC, _picture_in(image))
-        return image.crop((left, top, left + SIZE, top + SIZE)).convert("RGB")
+        return image.crop((left, top, left + side, top + side)).convert("RGB")
     except Exception as error:  # noqa: BLE001  # as in `decode`
         _raise_undecodable(image.format or image.mode, error)
 
@@ -148,7 +148,8 @@ def _reduction_shows(image: Image.Image, pixels: Image.Image) -> bool:
     """
     green = image.getchannel("G") if image.mode == "RGB" else image
     halved = green.reduce(2)
-    change = ImageChops.difference(pixels.getchannel("G"), preprocess(halved).getchannel("G"))
+    again = preprocess(halved, pixels.width)
+    change = ImageChops.difference(pixels.getchannel("G"), again.getchannel("G"))
     return ImageStat.Stat(change).rms[0] > REDUCTION_SHOWS
 
 
@@ -192,7 +193,7 @@ def _check_shape(size: tuple[int, int], limits: Limits) -> None:
             f"the image has {width:,} x {height:,} pixels; "
             f"the limit is {limits.max_pixels:,} in all"
         )
-    # The resized image is 224 on its short side: 1 x 20,000 pixels would become 224 x 4,480,000.
+    # The short side becomes the model's: to 224, 1 x 20,000 pixels would be 224 x 4,480,000.
     if max(size) > limits.max_aspect_ratio * min(size):
         raise ExtremeShape(
             f"the image is {width:,} x {height:,}: one side may be at most "

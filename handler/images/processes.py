@@ -38,9 +38,9 @@ from handler.images.wire import (
     ORDER,
     REPLY,
     REQUEST,
-    SIZE,
     Decoded,
     Limits,
+    pixel_bytes,
 )
 
 PATIENCE = 30.0
@@ -94,7 +94,7 @@ class Process:
             self._send(data, patience)
             header = ANSWER.unpack(self._receive(ANSWER.size, patience))
             answered, done, seconds, length, name, width, height = header
-            longest = SIZE * SIZE * 3 if done else _LONGEST_TEXT
+            longest = pixel_bytes(limits.side) if done else _LONGEST_TEXT
             plausible = answered == number and length <= longest and 0 <= seconds < math.inf
             if not plausible:
                 raise Garbled
@@ -104,6 +104,8 @@ class Process:
         spend(seconds)
         if not done:
             raise _error(content)
+        if len(content) != pixel_bytes(limits.side):
+            raise Garbled
         return _image(content, name, width, height)
 
     def is_alive(self) -> bool:
@@ -142,7 +144,7 @@ def _error(content: bytes) -> ClipError:
 
 def _image(content: bytes, name: bytes, width: int, height: int) -> Decoded:
     kind = name.rstrip(b"\0").decode("ascii", "replace")
-    if len(content) != SIZE * SIZE * 3 or kind not in {*FORMATS, "MPO"}:
+    if kind not in {*FORMATS, "MPO"}:
         raise Garbled
     return Decoded(content, kind, (width, height))
 
@@ -187,27 +189,29 @@ class Zygote:
             self._pid = _spawn(theirs, self._decoder)
         self._finalizer = weakref.finalize(self, _stop, self._control, self._pid)
 
-    def fork(self, megabytes: int, seconds: float) -> Process:
+    def fork(self, megabytes: int, seconds: float, side: int) -> Process:
         """A new decoder, whose images may each take `megabytes`, and `seconds` of CPU time.
+
+        The pixels that it gives are `side` x `side`.
 
         Raises:
             InternalError: there is none to be had; the log says why.
         """
         with self._one_at_a_time:
-            reply = self._fork(megabytes, seconds)
+            reply = self._fork(megabytes, seconds, side)
             if reply is None:  # the zygote has ended: killed, or out of memory
                 self._finalizer()
                 self._start()
-                reply = self._fork(megabytes, seconds)
+                reply = self._fork(megabytes, seconds, side)
         if reply is None:
             log.error("the process that forks decoders cannot be started")
             raise InternalError("images cannot be decoded now; the fault is logged")
         return reply
 
-    def _fork(self, megabytes: int, seconds: float) -> Process | None:
+    def _fork(self, megabytes: int, seconds: float, side: int) -> Process | None:
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):  # an answer fits whole, so that no end has to wait for the other
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * SIZE * SIZE * 3)
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * pixel_bytes(side))
         with theirs:
             pid = self._order(ORDER.pack(FORK, megabytes, seconds), [theirs.fileno()])
         if pid is None:

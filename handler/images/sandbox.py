@@ -70,16 +70,17 @@ def prepare() -> Zygote | None:
     return Zygote() if platform.system() == "Linux" else None
 
 
-def start(config: Config, zygote: Zygote | None = None) -> Decoder:
+def start(config: Config, side: int, zygote: Zygote | None = None) -> Decoder:
     """The sandbox, around what `prepare` gave, if it was called before.
 
-    Where the platform has none: the service itself, and a warning.
+    `side` is that of the square that the model sees, in pixels. Where the platform has no sandbox:
+    the service itself, and a warning.
     """
     zygote = zygote or prepare()
     if zygote is not None:
-        return Sandbox(config, zygote)
+        return Sandbox(config, side, zygote)
     log.warning("this platform cannot confine decoders: images are decoded in the service itself")
-    return Unconfined()
+    return Unconfined(side)
 
 
 def _check(data: bytes | memoryview, config: Config) -> str:
@@ -93,13 +94,22 @@ def _check(data: bytes | memoryview, config: Config) -> str:
     return sniff(data)
 
 
-def _limits(config: Config) -> Limits:
-    corrected = config.preprocess == "corrected"
-    return Limits(config.max_pixels, config.max_aspect_ratio, config.jpeg_draft, corrected)
+def _limits(config: Config, side: int) -> Limits:
+    return Limits(
+        config.max_pixels,
+        config.max_aspect_ratio,
+        config.jpeg_draft_for(side),
+        corrected=config.preprocess == "corrected",
+        side=side,
+    )
 
 
 class Unconfined:
     """Decodes in the service itself, unbounded but for the limits on size."""
+
+    def __init__(self, side: int) -> None:
+        """The model sees a square of `side` pixels."""
+        self._side = side
 
     def decode(self, data: bytes | memoryview, config: Config, spend: Spend) -> Decoded:
         """As `Decoder.decode`, without ImageTooCostly for CPU time."""
@@ -108,7 +118,7 @@ class Unconfined:
         kind = _check(data, config)
         begin = time.thread_time()
         try:
-            return decode.to_pixels(bytes(data), kind, _limits(config))
+            return decode.to_pixels(bytes(data), kind, _limits(config, self._side))
         finally:
             spend(time.thread_time() - begin)
 
@@ -119,8 +129,12 @@ class Unconfined:
 class Sandbox:
     """Decodes in confined processes, as many at once as this service has CPUs."""
 
-    def __init__(self, config: Config, zygote: Zygote | None = None) -> None:
-        """Every process has the limits of `config`. `zygote`, by default a new one, is its own."""
+    def __init__(self, config: Config, side: int, zygote: Zygote | None = None) -> None:
+        """Every process has the limits of `config`. `zygote`, by default a new one, is its own.
+
+        The model sees a square of `side` pixels.
+        """
+        self._side = side
         self._seconds = config.decode_seconds
         self._megabytes = config.decode_mb
         self._zygote = zygote or Zygote()
@@ -130,7 +144,7 @@ class Sandbox:
 
     def decode(self, data: bytes | memoryview, config: Config, spend: Spend) -> Decoded:
         """As `Decoder.decode`."""
-        kind, limits = _check(data, config), _limits(config)
+        kind, limits = _check(data, config), _limits(config, self._side)
         with self._free:
             try:
                 return self._attempt(self._take(), data, kind, limits, spend)
@@ -178,7 +192,7 @@ class Sandbox:
         return decoded
 
     def _fork(self) -> Process:
-        return self._zygote.fork(self._megabytes, self._seconds)
+        return self._zygote.fork(self._megabytes, self._seconds, self._side)
 
     def _take(self) -> Process:
         """A process that waits for an image: one that has decoded before, or a new one."""

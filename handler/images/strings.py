@@ -26,8 +26,12 @@ def read_string(text: str) -> Image:
     return decode_base64(text)
 
 
-def decode_base64(text: str) -> bytes:
+def decode_base64(
+    text: str, wanted: str = f"the image is not valid base64: send {IMAGE_HELP}"
+) -> bytes:
     """``"<base64>"`` or ``"data:image/png;base64,<base64>"`` -> bytes. Line breaks are allowed.
+
+    `wanted` is the error's text.
 
     Raises:
         InvalidBase64: not base64; the detail says how to make it.
@@ -43,4 +47,4 @@ def decode_base64(text: str) -> bytes:
             encoded = text.encode("ascii").translate(None, b" \t\r\n")
         return binascii.a2b_base64(encoded, strict_mode=True)
     except ValueError:  # not ASCII, or not base64
-        raise InvalidBase64(f"the image is not valid base64: send {IMAGE_HELP}") from None
+        raise InvalidBase64(wanted) from None

@@ -21,7 +21,7 @@ REPLY = struct.Struct("<i")
 NOT_CONFINED = 70
 """Exit status of a decoder that the kernel did not confine, and that therefore decodes nothing."""
 
-REQUEST = struct.Struct("<QQ8sQII?")
+REQUEST = struct.Struct("<QQ8sQII?I")
 """Service -> decoder: a number, the file's length and format, and `Limits` field by field. Then the
 file."""
 
@@ -29,24 +29,28 @@ ANSWER = struct.Struct("<Q?dI8sQQ")
 """Decoder -> service: the number of the request; whether pixels follow, or the text of an error;
 seconds of CPU; the length of what follows; of an image, its format, width and height."""
 
-SIZE = 224
-"""Side of the square that the model sees, in pixels."""
+
+def pixel_bytes(side: int) -> int:
+    """How many bytes the pixels of one image have, for a model that sees a square of `side`."""
+    return side * side * 3
 
 
 class Limits(NamedTuple):
-    """What one image may be, and how it is treated: fields of `handler.config.Config`."""
+    """What one image may be, and how it is treated, by the settings and by the model."""
 
     max_pixels: int
     max_aspect_ratio: int
     jpeg_draft: int
     corrected: bool
+    side: int
+    """Of the square that the model sees, in pixels."""
 
 
 class Decoded(NamedTuple):
     """One image as the model sees it, and what the log says of it."""
 
     pixels: bytes
-    """uint8 RGB [224, 224, 3], row by row: 150,528 bytes."""
+    """uint8 RGB [side, side, 3], row by row; see `pixel_bytes`."""
     format: str
     """Pillow's name of it, such as ``JPEG``."""
     size: tuple[int, int]

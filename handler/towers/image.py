@@ -17,7 +17,7 @@ from handler.engines import Embedding, Embeddings, Engine, Pixels
 from handler.images import s3
 from handler.images.s3 import File, Image
 from handler.images.sandbox import Decoder
-from handler.images.wire import SIZE, Decoded
+from handler.images.wire import Decoded
 from handler.model import Golden, Model
 from handler.outcome import Outcome
 from handler.towers import self_check
@@ -47,7 +47,9 @@ class ImageTower:
         """
         self.engine = engine
         self.decoder = decoder
-        self.fingerprint = model.fingerprint(engine.precision, config.preprocess, config.jpeg_draft)
+        self._side = model.architecture.resolution
+        jpeg_draft = config.jpeg_draft_for(self._side)
+        self.fingerprint = model.fingerprint(engine.precision, config.preprocess, jpeg_draft)
         self._threads = ThreadPoolExecutor(available_cpus(), "decode")
         self._one_at_a_time = one_at_a_time
         golden = model.towers[self.name].golden
@@ -118,9 +120,9 @@ class ImageTower:
 
     def _infer(self, images: Sequence[Decoded]) -> Embeddings:
         pixels = b"".join(image.pixels for image in images)
-        x: Pixels = np.frombuffer(pixels, np.uint8).reshape(len(images), SIZE, SIZE, 3)
+        x: Pixels = np.frombuffer(pixels, np.uint8).reshape(len(images), self._side, self._side, 3)
         with self._one_at_a_time, telemetry.timed("engine_ms"):
-            return self.engine.encode(x)  # [n, 512]
+            return self.engine.encode(x)  # [n, embedding size]
 
 
 def _chunks(items: Iterator[T]) -> Iterator[list[T]]:

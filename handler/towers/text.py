@@ -135,7 +135,7 @@ class TextTower:
         return loaded
 
     def _infer(self, engine: Engine, ids: TokenIds, budget: Budget) -> Embeddings:
-        """int32 [n, t] -> float32 [n, 512]."""
+        """int32 [n, t] -> float32 [n, embedding size]."""
         budget.check_clock()
         with self._one_at_a_time, telemetry.timed("engine_ms"):
             return engine.encode(ids)

@@ -73,6 +73,7 @@ def build_arguments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[s
     arguments = {
         "WEIGHTS": "synthetic",
         "PROFILE": "exact",
+        "MODEL": "ViT-B/32",
         "BASE_IMAGE": BASE_IMAGE,
         "EXPORT_IMAGE": EXPORT_IMAGE,
     }

@@ -6,6 +6,7 @@ What would be a wrong answer is judged here, beside the exception; what would be
 a lack of memory is judged by whoever drives it.
 """
 
+import base64
 import dataclasses
 import json
 import os
@@ -26,7 +27,6 @@ from benchmarks.measure import children
 from handler import errors
 from handler.errors import RequestError
 from handler.images.sandbox import Decoder, Sandbox
-from handler.images.wire import SIZE
 from tests.fuzz.corpus import images
 from tests.fuzz.judge import unaccounted
 from tests.measure import resident_megabytes
@@ -77,14 +77,13 @@ class Worker:
         """What the sandbox makes of it."""
         config = dataclasses.replace(self.main.encoder.config, preprocess=profile)
         decoded = self.decoder.decode(data, config, lambda _: None)
-        return np.frombuffer(decoded.pixels, np.uint8).reshape(SIZE, SIZE, 3)
+        side = self.main.encoder.model.architecture.resolution
+        return np.frombuffer(decoded.pixels, np.uint8).reshape(side, side, 3)
 
     def _run_image(self, data: bytes) -> tuple[int, str]:
         """Decoded and preprocessed, as both profiles do."""
         for profile in ("openai", "corrected"):
-            pixels = self._pixels(data, profile)
-            if pixels.shape != (224, 224, 3) or pixels.dtype != np.uint8:
-                raise Wrong(f"pixels {pixels.shape} {pixels.dtype}")
+            self._pixels(data, profile)  # which are as many as the model takes
         return 200, ""
 
     def _run_encode(self, data: bytes) -> tuple[int, str]:
@@ -110,7 +109,7 @@ class Worker:
             return status, "http_error" if status != 200 else ""
         body = json.loads(answer["body"])
         if status != 200:
-            return status, body["code"]
+            return status, body.get("error", body)["code"]  # OpenAI's shape, or ours
         _check_answer(body)
         return 200, ""
 
@@ -139,6 +138,8 @@ def _check_answer(answer: Any) -> None:
                 _check_vector(vector)
     elif "probabilities" in answer:
         _check_ranking(answer)
+    elif "usage" in answer:
+        _check_in_openais_shape(answer)
     elif not {"fingerprint", "openapi", "results", "batchItemFailures", "written"} & set(answer):
         raise Wrong(f"an answer of unknown form: {list(answer)[:5]}")
 
@@ -159,6 +160,14 @@ def _check_ranking(answer: Any) -> None:
         numbers = [number for number in row if number is not None]
         if numbers and not abs(sum(numbers) - 1) < 1e-5:
             raise Wrong(f"probabilities that add up to {sum(numbers)}")
+
+
+def _check_in_openais_shape(answer: Any) -> None:
+    for entry in answer["data"]:
+        vector = entry["embedding"]
+        if isinstance(vector, str):
+            vector = np.frombuffer(base64.b64decode(vector), "<f4")
+        _check_vector(vector)
 
 
 def _check_vector(vector: Any) -> None:
