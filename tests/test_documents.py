@@ -170,7 +170,11 @@ def test_the_commands_print_what_the_pages_show(
         assert a == (pytest.approx(b, abs=1e-5) if isinstance(b, float) else b), run.stdout
 
 
-@pytest.mark.parametrize(("page", "code"), documents.blocks("python"))
+# Those of the client are run by tests/test_client_commands.py.
+PYTHON = [(page, code) for page, code in documents.blocks("python") if page != "docs/client.md"]
+
+
+@pytest.mark.parametrize(("page", "code"), PYTHON)
 def test_the_python_examples_print_what_their_comments_say(
     served: Run,
     encoder: Encoder,
@@ -300,7 +304,7 @@ def test_links_lead_somewhere(name: str) -> None:
 
 def test_the_drawing_of_the_house_is_the_one_that_imports_are_held_to() -> None:
     ((_, drawing),) = [
-        block for block in documents.blocks("text") if block[1].startswith("main  worker")
+        block for block in documents.blocks("text") if block[1].startswith("main  worker  serve")
     ]
     floors = [set(re.split(r" {3,}", line)[0].split()) for line in drawing.splitlines()]
     assert tuple(floors) == FLOORS

@@ -37,6 +37,14 @@ def test_every_aws_command_in_a_sentence_is_one() -> None:
             commands.check_aws(command, whole=any(word.startswith("--") for word in command))
 
 
+def test_every_command_of_the_command_line_is_one(run: list[list[str]]) -> None:
+    cli = pytest.importorskip("clip_encoder.cli")
+    found = [command[1:] for command in run if command[0] == "clip-encoder"]
+    assert {words[0] for words in found} >= {"encode", "similar", "check"}
+    for words in found:
+        cli.parser().parse_args(words)  # which ends the test where it does not understand
+
+
 def test_what_is_put_back_holds_what_the_bucket_had(run: list[list[str]]) -> None:
     """S3 replaces the whole configuration: each put keeps the topic that was there."""
     puts = [command for command in run if "put-bucket-notification-configuration" in command]
