@@ -351,7 +351,7 @@ def main() -> None:
         "--cache", type=Path, default=Path(".cache/benchmark"), help="inputs are kept here"
     )
     parser.add_argument(
-        "--out", type=Path, help="folder for JSON and chart; without it docs/performance.md changes"
+        "--out", type=Path, help="folder for JSON and chart; without it those of the documents"
     )
     options = parser.parse_args()
     inputs = options.cache.resolve()
@@ -363,7 +363,7 @@ def main() -> None:
     (out / "latest.json").write_text(json.dumps(results, indent=1))
     (out / "latest.svg").write_text(chart.chart(results))
     if options.out is None:
-        report.write_page(results)
+        report.write_pages(results)
     print(report.table(results))
 
 
