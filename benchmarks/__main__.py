@@ -10,6 +10,7 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -28,6 +29,10 @@ from benchmarks.servers import SERVERS, Running
 
 HERE = Path(__file__).parent
 IMAGES = ("640x480 JPEG", "1600x1200 JPEG", "12 MP JPEG", "12 MP PNG", "2 MP WebP")
+TEXTS = ("10 tokens", "77 tokens", "64 captions")
+"""Names of what is in one request; see `inputs.write_texts`."""
+BESIDE = 3
+"""Times as many cold starts as elsewhere, where a difference of a hundredth would count."""
 MEMORY_SIZES = (512, 1024, 1769, 3008)
 NEEDS = {"baseline": 1769, "fastembed": 1024, "exact": 1024, "fast": 512}
 """MB, of `MEMORY_SIZES`: below that a subject's peak memory does not fit."""
@@ -64,7 +69,9 @@ class Run:
         cold = len(subjects) * (plan.cold + 1 + plan.cold_cache)
         towers = (len(self.threads) * (plan.rounds + 1) + 1) * len(ENGINES)
         web = (plan.server_starts + plan.rounds) * len(SERVERS)
-        steps = cold + plan.rounds * (warm + s3) + towers + web
+        texts = 2 * plan.cold_cache * len(subjects) + plan.rounds * (len(TEXTS) + 1)
+        beside = BESIDE * plan.cold * len(OURS)
+        steps = cold + plan.rounds * (warm + s3) + towers + web + texts + beside
         self.bar = tqdm(total=steps, unit="step", smoothing=0.05)
 
     def all(self) -> dict[str, Any]:
@@ -75,6 +82,7 @@ class Run:
         self.cold_starts()
         for threads in self.threads:
             self.warm(threads)
+        self.texts()
         self.engines()
         self.servers()
         self.cost()
@@ -165,6 +173,72 @@ class Run:
                         "tower_times", batch=batch, repeat=repeat
                     )
         return times
+
+    def texts(self) -> None:
+        """Texts on one thread, and what the text tower costs those who send images alone."""
+        self.results["texts"] = {
+            "first": self._first_texts(),
+            "alone": self._texts_alone(),
+            **self._warm_texts(),
+            "image cold start": self._images_beside_texts(),
+        }
+
+    def _first_texts(self) -> dict[str, Any]:
+        """What only a process's first texts show: the processes have served one image before."""
+        rows: dict[str, Any] = {name: defaultdict(list) for name in self.subjects}
+        for _ in range(self.plan.cold_cache):
+            with processes(self.subjects, self.inputs, threads=1) as running:
+                for name, process in running.items():
+                    self.bar.set_description(f"first text: {name}")
+                    seconds, megabytes = process.ask("first_text")
+                    rows[name]["seconds"].append(seconds)
+                    rows[name]["mb"].append(megabytes)
+                    # Nearly all words of the captions are new to it now, and never again.
+                    rows[name]["tokenizer"].append(process.ask("tokens", texts="64 captions"))
+                    self.bar.update()
+        return rows
+
+    def _texts_alone(self) -> dict[str, list[dict[str, float]]]:
+        """Process start to the first text's vector where no images are served; also memory."""
+        rows: dict[str, list[dict[str, float]]] = {name: [] for name in self.subjects}
+        for _ in range(self.plan.cold_cache):
+            for name in self.subjects:
+                self.bar.set_description(f"cold start, texts alone: {name}")
+                process = Process(name, self.inputs, threads=1, towers="text")
+                process.ask("texts", texts="10 tokens", repeat=1)
+                seconds = time.monotonic() - process.started
+                rows[name].append({"seconds": seconds, **asdict(process.end())})
+                self.bar.update()
+        return rows
+
+    def _warm_texts(self) -> dict[str, Any]:
+        """Seconds of a request by its texts, and of the tokens of one caption; also exactness."""
+        times: dict[str, Any] = defaultdict(lambda: defaultdict(list))
+        with processes(self.subjects, self.inputs, threads=1) as running:
+            for _ in range(self.plan.rounds):
+                for texts in TEXTS:
+                    self._turn(running, times[texts], f"text: {texts}", "texts", texts=texts)
+                for name, process in running.items():
+                    times["tokenizer"][name].append(process.ask("tokens", texts="64 captions"))
+                self.bar.update()
+            exactness = {
+                name: process.ask("texts_exactness", texts=self.plan.judged)
+                for name, process in running.items()
+            }
+        return {"seconds": times, "exactness": exactness}
+
+    def _images_beside_texts(self) -> dict[str, Any]:
+        """Cold starts of images, by whether the model folder holds the text tower too."""
+        folders = {"with": self.inputs, "without": self.inputs / "images-only"}
+        rows: dict[str, Any] = {profile: defaultdict(list) for profile in OURS}
+        for _ in range(BESIDE * self.plan.cold):
+            for profile in OURS:
+                self.bar.set_description(f"cold start, with and without the text tower: {profile}")
+                for text_tower, folder in folders.items():
+                    seconds, _ = cold_start(profile, folder, self.threads[-1], warm_cache=True)
+                    rows[profile][text_tower].append(seconds)
+                self.bar.update()
+        return rows
 
     def engines(self) -> None:
         """Pixels in memory to vectors, by every engine that runs here, and how exact each is."""
@@ -333,7 +407,7 @@ def machine(threads: list[int]) -> dict[str, Any]:
 def prepare(inputs: Path) -> None:
     """Make the inputs unless they are there and newer than the code that makes them."""
     made = inputs / "complete"
-    ours = (HERE / name for name in ("accuracy.py", "inputs.py"))
+    ours = (HERE / name for name in ("accuracy.py", "fastembed_files.py", "inputs.py"))
     sources = [*(HERE.parent / "export").glob("*.py"), *ours]
     if not made.exists() or any(
         source.stat().st_mtime > made.stat().st_mtime for source in sources

@@ -7,21 +7,20 @@ load, because mapped files cannot be dropped from the page cache.
 
 import json
 import sys
-import warnings
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
-import torch
 from PIL import Image
 
 import export.__main__ as exporter
-from benchmarks import accuracy
+from benchmarks import accuracy, fastembed_files
 from benchmarks.subjects import CHECKPOINT
 from events.generate import MULTIPART, multipart, rest
-from export import parity
+from export import parity, texts
 from export.checkpoint import VIT_B_32, Reference, load_reference
 from export.images import PHOTOGRAPHS, encoded, parity_images, photograph
-from export.towers import MEAN, STD
+from handler.engines.torch_clip import import_clip
 
 IMAGES = {  # name -> size, Pillow format and options
     "640x480 JPEG": ((640, 480), "JPEG", {"quality": 90}),
@@ -30,6 +29,11 @@ IMAGES = {  # name -> size, Pillow format and options
     "12 MP PNG": ((4000, 3000), "PNG", {}),
     "2 MP WebP": ((1632, 1224), "WEBP", {"quality": 85}),
 }
+TEN_TOKENS = "a photo of a brown dog in snow"
+SEVENTY_SEVEN_TOKENS = (
+    "a photo of a dog and a cat on the grass in the sun " * 5 + "and a bird by water"
+)
+"""Each word is one token, and a text's start and end are one each."""
 LARGEST_JUDGED = 12.5e6
 """Pixels. The accuracy check has photographs of 48 MP too, which would take most of the time."""
 
@@ -76,38 +80,41 @@ def large_photographs() -> dict[str, bytes]:
     }
 
 
-def write_fastembed(directory: Path, reference: Reference) -> None:
-    """What ``fastembed`` downloads for ``Qdrant/clip-ViT-B-32-vision``, of the same weights.
+def write_texts(directory: Path, reference: Reference) -> None:
+    """The texts that are timed, and what exactness is judged by.
 
-    Theirs is torch's own ONNX export of the image tower in fp32, and a preprocessing card.
+    ``texts.json``: name -> the texts of one request. ``judged/texts.json``: texts, and
+    ``judged/texts.npy`` clip's vectors of them, float32 [n, 512] of unit length.
     """
-    directory.mkdir(exist_ok=True)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's newer exporter needs another package
-        torch.onnx.export(
-            reference.model.visual,
-            (torch.zeros(1, 3, 224, 224),),
-            directory / "model.onnx",
-            dynamo=False,
-            input_names=["pixel_values"],
-            output_names=["image_embeds"],
-            dynamic_axes={"pixel_values": {0: "n"}, "image_embeds": {0: "n"}},
-        )
-    card = {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": 224},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": 224, "width": 224},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": MEAN,
-        "image_std": STD,
-        "do_convert_rgb": True,
+    judged = list(texts.captions())
+    tokens = import_clip().tokenize(judged)  # [n, 77], with zeros behind a text's end
+    lengths = zip(judged, (tokens != 0).sum(dim=1).tolist(), strict=True)
+    usual = [text for text, length in lengths if 6 <= length <= 20]
+    timed = {
+        "10 tokens": [TEN_TOKENS],
+        "77 tokens": [SEVENTY_SEVEN_TOKENS],
+        "64 captions": usual[:64],
     }
-    (directory / "preprocessor_config.json").write_text(json.dumps(card))
+    (directory / "texts.json").write_text(json.dumps(timed))
+    (directory / "judged").mkdir(exist_ok=True)
+    (directory / "judged/texts.json").write_text(json.dumps(judged))
+    np.save(directory / "judged/texts.npy", parity.reference_text_embeddings(reference, tokens))
+
+
+def write_images_only(directory: Path, model: Path) -> None:
+    """The benchmark's folder with a model that was exported without the text tower.
+
+    Its files are links to those of `model`, a folder with both towers.
+    """
+    (directory / "model").mkdir(parents=True, exist_ok=True)
+    for file in model.glob("visual.*"):
+        link = directory / "model" / file.name
+        link.unlink(missing_ok=True)
+        link.symlink_to(file)
+    card = json.loads((model / "model.json").read_bytes())
+    del card["towers"]["text"]
+    (directory / "model/model.json").write_text(json.dumps(card))
+    (directory / "event.json").write_bytes((model.parent / "event.json").read_bytes())
 
 
 def main(directory: Path) -> int:
@@ -121,7 +128,11 @@ def main(directory: Path) -> int:
     reference = load_reference(CHECKPOINT, synthetic=True)
     images = parity_images(VIT_B_32.resolution) | large_photographs()
     write_judged(directory / "judged", reference, images)
-    write_fastembed(directory / "fastembed", reference)
+    write_texts(directory, reference)
+    write_images_only(directory / "images-only", directory / "model")
+    fastembed_files.write_image_model(directory / "fastembed", reference)
+    if find_spec("fastembed"):
+        fastembed_files.write_text_model(directory / "fastembed-text", reference)
     (directory / "complete").touch()
     return 0
 

@@ -24,9 +24,11 @@ class Process:
     """One worker. ``ask`` is a call of one of `worker.Worker`'s methods."""
 
     def __init__(
-        self, subject: str, inputs: Path, threads: int, python: Path | None = None
+        self, subject: str, inputs: Path, threads: int, python: Path | None = None, towers: str = ""
     ) -> None:
         """Start it, by another interpreter than this one if `python` is given.
+
+        `towers` is ``CLIP_TOWERS``: which of the towers ours serves; "" is all.
 
         Raises:
             FileNotFoundError: there is no such interpreter.
@@ -37,6 +39,7 @@ class Process:
             "CLIP_THREADS": limit,
             "CLIP_PROFILE": subject if subject in OURS else "",
             "CLIP_LOG_LEVEL": "ERROR",
+            "CLIP_TOWERS": towers,
             **{"OMP_NUM_THREADS": limit, "MKL_NUM_THREADS": limit, "OPENBLAS_NUM_THREADS": limit},
         }
         self.subject = subject

@@ -105,10 +105,16 @@ class Table:
         self.lines.append(f"| {title} | {' | '.join(cells)} |")
 
     def times(
-        self, title: str, times: dict[str, list[float]], *, scale: float = 1e3, unit: str = "ms"
+        self,
+        title: str,
+        times: dict[str, list[float]],
+        *,
+        scale: float = 1e3,
+        unit: str = "ms",
+        digits: str = "",
     ) -> None:
-        """A row of medians, 95th percentiles beside them."""
-        digits = "{:.2f}" if unit == "s" else "{:.0f}"
+        """A row of medians, 95th percentiles beside them; `digits`: how a number is written."""
+        digits = digits or ("{:.2f}" if unit == "s" else "{:.0f}")
         medians = {name: median(values) * scale for name, values in times.items()}
         spread = {
             name: f" ({digits.format(p95(values) * scale)})" for name, values in times.items()
@@ -141,6 +147,7 @@ def table(results: Results) -> str:
     parts = [
         heading(results),
         "\n".join(rows.lines),
+        _texts(results, subjects),
         _servers(results),
         _split(results),
         _sandbox(results),
@@ -167,6 +174,48 @@ def _smallest(cosines: list[float | None]) -> str:
     refused = len(cosines) - len(known)
     text = f"{min(known):.6f} (mean {fmean(known):.6f})"
     return f"{text}, {refused} refused" if refused else text
+
+
+def _texts(results: Results, subjects: list[str]) -> str:
+    """Texts on one thread, then what the text tower costs those who send images alone."""
+    measured = results["texts"]
+    first, seconds, alone = measured["first"], measured["seconds"], measured["alone"]
+    rows = Table("texts, one thread", subjects, "baseline")
+    for title, times in (
+        ("words that are new", {name: first[name]["tokenizer"] for name in subjects}),
+        ("words seen before", seconds["tokenizer"]),
+    ):
+        rows.times(f"tokens of a caption, {title}", times, digits="{:.3f}")
+    for title in ("10 tokens", "77 tokens"):
+        rows.times(f"one text of {title}", seconds[title], digits="{:.1f}")
+    rows.times("64 captions in one request", seconds["64 captions"])
+    rows.times(
+        "first text, in a process that has served an image",
+        {name: first[name]["seconds"] for name in subjects},
+    )
+    grown = {name: median(first[name]["mb"]) for name in subjects}
+    rows.row("memory that it adds", grown, "{:.0f} MB", {}, less=True)
+    starts = {name: [row["seconds"] for row in alone[name]] for name in subjects}
+    rows.times("texts alone: cold start to first vector", starts, scale=1, unit="s")
+    peaks = {name: median(row["peak_mb"] for row in alone[name]) for name in subjects}
+    rows.row("texts alone: peak memory", peaks, "{:.0f} MB", {}, less=True)
+    exactness = {name: _smallest(cosines) for name, cosines in measured["exactness"].items()}
+    count = len(measured["exactness"]["baseline"])
+    rows.cosines(f"smallest cosine to clip's vector, {count} texts", exactness)
+    return "\n".join([*rows.lines, "", *_images_beside_texts(measured["image cold start"])])
+
+
+def _images_beside_texts(starts: dict[str, dict[str, list[float]]]) -> list[str]:
+    """Cold starts of an image with and without a text tower in the model folder."""
+    lines = [
+        "| cold start to an image's vector | no text tower in the folder | with it | difference |",
+        "|---|---:|---:|---:|",
+    ]
+    for profile, seconds in starts.items():
+        without, beside = median(seconds["without"]), median(seconds["with"])
+        cells = f"{without:.3f} s | {beside:.3f} s | {beside / without - 1:+.1%}"
+        lines.append(f"| {profile} | {cells} |")
+    return lines
 
 
 def _servers(results: Results) -> str:

@@ -57,6 +57,32 @@ class Worker:
         event = json.loads((self.inputs / "event.json").read_bytes())
         return _times(lambda: self._answer(event), repeat)
 
+    def texts(self, texts: str, repeat: int) -> list[float]:
+        """One request's texts -> their vectors; `texts` names them in ``texts.json``."""
+        given = self._texts(texts)
+        return _times(lambda: self.loaded.encode_texts(given), repeat)
+
+    def tokens(self, texts: str) -> float:
+        """Texts -> their tokens, one text at a time: the mean of a text."""
+        given = self._texts(texts)
+        begin = clock()
+        for text in given:
+            self.loaded.tokenize([text])
+        return (clock() - begin) / len(given)
+
+    def first_text(self) -> tuple[float, float]:
+        """Seconds until the first text's vector is there, and MiB by which the process grew."""
+        before = _resident_megabytes()
+        (seconds,) = self.texts("10 tokens", repeat=1)
+        return seconds, _resident_megabytes() - before
+
+    def texts_exactness(self, texts: int | None) -> list[float]:
+        """The cosine of each judged text's vector to clip's; `texts`: the first so many alone."""
+        given = json.loads((self.inputs / "judged/texts.json").read_bytes())[:texts]
+        vectors = self.loaded.encode_texts(given)
+        pairs = zip(vectors, self._judged("texts"), strict=False)
+        return [float(ours @ theirs) for ours, theirs in pairs]
+
     def s3_batch(self, count: int) -> list[float]:
         """Ours only: a batch, from S3 to S3; its seconds, and those spent on waiting.
 
@@ -171,10 +197,15 @@ class Worker:
         return self.tower
 
     def _judged(self, what: str) -> Any:
-        """What `inputs.write_judged` wrote: ``pixels`` or ``vectors``, an array."""
+        """An array that `inputs` wrote: ``pixels``, ``vectors`` or, of texts, ``texts``."""
         import numpy as np
 
         return np.load(self.inputs / "judged" / f"{what}.npy")
+
+    def _texts(self, name: str) -> list[str]:
+        """The texts of one request: see `inputs.write_texts`."""
+        texts: list[str] = json.loads((self.inputs / "texts.json").read_bytes())[name]
+        return texts
 
     def _answer(self, event: dict[str, Any]) -> None:
         response = self.loaded.handler(event, None)
@@ -196,6 +227,12 @@ def _matmul_session(threads: int) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     return onnxruntime.InferenceSession(model.SerializeToString(), options)
+
+
+def _resident_megabytes() -> float:
+    """MiB of memory that this process holds, mapped files included."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def _times(call: Callable[[], object], repeat: int) -> list[float]:

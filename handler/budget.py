@@ -1,4 +1,4 @@
-"""What one request may still spend: CPU time on decoding, and Lambda's time.
+"""What one request may still spend: CPU time on decoding and on tokens, and Lambda's time.
 
 Lambda ends a function that takes too long, and then nothing at all is answered. So each phase of a
 request has a time from which on it begins nothing more, early enough for the phases after it. What
@@ -38,7 +38,7 @@ class Phases(NamedTuple):
     read: float = math.inf
     """Files are read from S3."""
     decode: float = math.inf
-    """Files are decoded."""
+    """Files are decoded, and texts become tokens."""
     encode: float = math.inf
     """What is decoded goes through the engine."""
     write: float = math.inf
@@ -80,13 +80,13 @@ class Budget:
             self._cpu_seconds -= seconds
 
     def check(self) -> None:
-        """Decode no further image when there is nothing left.
+        """Decode no further image, and make tokens of no further text, when nothing is left.
 
         Raises:
             OutOfTime: the CPU seconds are spent, or Lambda would end the request soon.
         """
         if self._cpu_seconds <= 0:
-            raise OutOfTime("the images before took all of the request's time: send this one again")
+            raise OutOfTime("what came before took all of the request's time: send this one again")
         _check(self.until.decode)
 
     def check_clock(self) -> None:
@@ -100,7 +100,7 @@ class Budget:
 
 def _check(until: float) -> None:
     if time.monotonic() >= until:
-        raise OutOfTime("the function's time is nearly over: send this image again")
+        raise OutOfTime("the function's time is nearly over: send this one again")
 
 
 def _until(before_end: Phases, context: Any) -> Phases:

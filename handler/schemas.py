@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import from_json
 
 from handler.config import Config
 from handler.engines import Embedding
@@ -28,6 +29,11 @@ TEXT_HELP = "a text of at most 77 tokens, which are about 60 words"
 TRUNCATE_HELP = "whether the end of a text of more than 77 tokens is cut off, not refused"
 EMBEDDING_HELP = "a vector of this service: its numbers, or base64 of them as float32 bytes"
 
+MOST_FIELDS = 100
+"""In one object. No request has more than seven, and of each that is unknown pydantic makes an
+error of a kilobyte."""
+MOST_TEMPLATES = 1000
+"""In one ranking. For as many that are wrong, pydantic makes as many errors."""
 MOST_ITEMS = 1024
 """In both lists of one ranking together. With half of them in each there are 262,144 pairs, and
 two numbers are answered for each: 6 MB."""
@@ -169,12 +175,13 @@ class RankRequest(OfTexts):
     """Queries, and candidates that are ranked for each of them."""
 
     example = '{"queries": [{"image": "s3://photos/1.jpg"}], "candidates": [{"text": "a shoe"}]}'
-    # Room for 512 vectors as lists of numbers. Parsing makes at most 40 MB of so many values.
+    # Room for 500 vectors as lists of numbers. Parsing makes at most 50 MB of so many values.
     most_values = 2**18
     queries: list[Any] = Field(min_length=1, description=f"each {RankItem.example}")
     candidates: list[Any] = Field(min_length=1, description="each as a query")
     templates: list[Annotated[str, _TEMPLATE]] = Field(
         [],
+        max_length=MOST_TEMPLATES,
         description="texts with {} where a candidate's text is put, such as 'a photo of a {}.': "
         "the candidate's vector is the mean of those of all templates, made of unit length",
     )
@@ -220,23 +227,20 @@ def validate(schema: type[Schema], body: bytes | bytearray | Mapping[str, Any]) 
     Raises:
         InvalidJson, MissingField, InvalidField: what is wrong and where, never the value.
     """
-    check_values(body, schema.most_values)
+    fields = body if isinstance(body, Mapping) else decode(body, schema.example, schema.most_values)
+    if len(fields) > MOST_FIELDS:
+        raise InvalidField(f"the request has {len(fields):,} fields, far more than there are")
     _build(schema)
     try:
-        if isinstance(body, bytes | bytearray):
-            return schema.model_validate_json(body)
-        return schema.model_validate(body)
+        return schema.model_validate(fields)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
     name = ".".join(map(str, problem["loc"]))
     match problem["type"]:
-        case "json_invalid":
-            reason = problem["msg"].removeprefix("Invalid JSON: ")
-            raise InvalidJson(f"the body is not a JSON object ({reason}): send {schema.example}")
-        case "model_type" | "dataclass_type" if not name:
-            raise InvalidJson(f"the body is not a JSON object: send {schema.example}")
         case "missing":
             raise MissingField(f"the field {name!r} is missing: send {schema.example}")
+        case "model_type":
+            raise InvalidField(f"the field {name!r} is wrong: it should be an object")
         case "extra_forbidden":
             known = ", ".join(schema.model_fields)
             raise InvalidField(f"unknown field {name[:64]!r}; known: {known}")
@@ -244,16 +248,24 @@ def validate(schema: type[Schema], body: bytes | bytearray | Mapping[str, Any]) 
             raise InvalidField(f"the field {name!r} is wrong: {problem['msg'].lower()}")
 
 
-def check_values(body: bytes | bytearray | Mapping[str, Any], most: int) -> None:
-    """Raise `InvalidJson` where a body holds more than about `most` values."""
-    if isinstance(body, bytes | bytearray):
-        # Counted before parsing: base64 holds none of these, an object key of S3 seldom, and of
-        # texts it is known.
-        values = body.count(b",") + body.count(b"{") + body.count(b"[")
-    else:
-        values = len(body)
-    if values > most:
+def decode(body: bytes | bytearray, example: str, most_values: int) -> dict[str, Any]:
+    """JSON text -> the object that it is; `example` is what should have been sent.
+
+    Raises:
+        InvalidJson: it is none, or one of more than about `most_values`.
+    """
+    # Counted before parsing: base64 holds none of these, an object key of S3 seldom, and of texts
+    # it is known.
+    values = body.count(b",") + body.count(b"{") + body.count(b"[")
+    if values > most_values:
         raise InvalidJson(f"the body holds {values:,} values, far more than a request needs")
+    try:
+        decoded = from_json(body)
+    except ValueError as error:
+        raise InvalidJson(f"the body is not a JSON object ({error}): send {example}") from None
+    if not isinstance(decoded, dict):
+        raise InvalidJson(f"the body is not a JSON object: send {example}")
+    return decoded
 
 
 def _build(schema: type[Request]) -> None:

@@ -15,7 +15,10 @@ import pytest
 from benchmarks import __main__ as benchmark
 from benchmarks import chart, engines, instructions, measure, report, servers, sizes
 from events.generate import MULTIPART, multipart, rest
+from export import parity
+from handler.engines.torch_clip import import_clip
 from handler.model import Model
+from handler.text.tokenizer import Tokenizer
 from tests.conftest import ROOT, pixels_of
 
 if TYPE_CHECKING:
@@ -76,6 +79,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, model_dir: Path) -> Path:
     golden = pixels_of(model.towers["image"].golden.input)
     np.save(judged / "pixels.npy", np.stack([golden, 255 - golden]))
     np.save(judged / "vectors.npy", np.stack([model.towers["image"].golden.embedding] * 2))
+    golden_text = model.towers["text"].golden
+    (judged / "texts.json").write_text(json.dumps([golden_text.input.decode(), "another"]))
+    np.save(judged / "texts.npy", np.stack([golden_text.embedding] * 2))
+    (directory / "texts.json").write_text(
+        json.dumps({name: ["a photo"] * (index + 1) for index, name in enumerate(benchmark.TEXTS)})
+    )
     return directory
 
 
@@ -91,6 +100,67 @@ def test_exactness_is_the_cosine_to_clips_vectors_and_shows_what_was_refused(inp
     assert of_files[1] is None
     assert of_pixels[0] == pytest.approx(1, abs=1e-5)
     assert of_pixels[1] < 0.99  # the golden image's negative, compared with the golden vector
+
+
+def test_texts_are_measured(inputs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import inputs as maker
+
+    maker.write_images_only(inputs / "images-only", inputs / "model")
+    monkeypatch.setattr(benchmark, "OURS", ("exact",))
+    run = benchmark.Run(PLAN, ["exact"], inputs)
+    run.texts()
+    run.bar.close()
+    found = run.results["texts"]
+    assert {name: len(times["exact"]) for name, times in found["seconds"].items()} == {
+        **dict.fromkeys(benchmark.TEXTS, PLAN.rounds * PLAN.per_round),
+        "tokenizer": PLAN.rounds,
+    }
+    assert found["exactness"]["exact"][0] == pytest.approx(1, abs=1e-5)
+    assert found["exactness"]["exact"][1] < 0.99  # another text, compared with the golden vector
+    # fp32's weights of the text tower are 150 MB, those of the image tower 350.
+    assert 100 < found["first"]["exact"]["mb"][0] < 400
+    assert 200 < found["alone"]["exact"][0]["peak_mb"] < 500
+    starts = found["image cold start"]["exact"]
+    assert {name: len(seconds) for name, seconds in starts.items()} == {
+        "with": benchmark.BESIDE * PLAN.cold,
+        "without": benchmark.BESIDE * PLAN.cold,
+    }
+
+
+def test_a_folder_of_images_only_is_the_same_but_for_the_text_tower(
+    inputs: Path, tmp_path: Path
+) -> None:
+    from benchmarks import inputs as maker
+
+    maker.write_images_only(tmp_path, inputs / "model")
+    both, alone = Model.load(inputs / "model"), Model.load(tmp_path / "model")
+    assert list(alone.towers) == ["image"]
+    assert not list((tmp_path / "model").glob("text*"))
+    assert alone.fingerprint("fp32", "openai", 0) == both.fingerprint("fp32", "openai", 0)
+    assert (tmp_path / "event.json").read_bytes() == (inputs / "event.json").read_bytes()
+
+
+def test_the_timed_texts_have_the_tokens_that_they_are_named_for(model_dir: Path) -> None:
+    from benchmarks import inputs as maker
+
+    tokenizer = Tokenizer.load(model_dir)
+    assert len(tokenizer.tokenize(maker.TEN_TOKENS).ids) == 10
+    assert len(tokenizer.tokenize(maker.SEVENTY_SEVEN_TOKENS).ids) == 77
+
+
+def test_fastembeds_text_model_holds_the_same_weights(
+    tmp_path: Path, reference: "Reference", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("fastembed")  # `make bench` installs it
+    from benchmarks import fastembed_files, subjects
+
+    fastembed_files.write_text_model(tmp_path / "fastembed-text", reference)
+    monkeypatch.setenv("CLIP_MODEL_DIR", str(tmp_path / "model"))
+    monkeypatch.setenv("CLIP_THREADS", "1")
+    texts = ["a photo of a cat", "IT's 7 dogs,  Ein Foto", "cat " * 75]  # of 6 to 77 tokens
+    theirs = parity.reference_text_embeddings(reference, import_clip().tokenize(texts))
+    cosines = (subjects.load("fastembed").encode_texts(texts) * theirs).sum(axis=1)
+    np.testing.assert_allclose(cosines, 1, atol=1e-5)
 
 
 def test_engines_that_do_not_run_say_why_and_the_others_are_measured(
@@ -243,6 +313,16 @@ def results() -> dict[str, Any]:
         "warm": {"1": {"640x480 JPEG": seconds, "12 MP JPEG": seconds}},
         "batch": {"8": seconds},
         "exactness": {"baseline": [1.0, 1.0], "exact": [0.9999999, None], "fast": [0.99, 0.998]},
+        "texts": {
+            "first": {
+                name: {"seconds": times, "mb": [1000 * times[0]], "tokenizer": times}
+                for name, times in seconds.items()
+            },
+            "alone": starts,
+            "seconds": dict.fromkeys((*benchmark.TEXTS, "tokenizer"), seconds),
+            "exactness": {"baseline": [1.0, 1.0], "exact": [1.0, 1.0], "fast": [0.99, 0.998]},
+            "image cold start": {"exact": {"with": [1.01], "without": [1.0]}},
+        },
         "servers": {name: row | {"vector": vectors[name]} for name, row in web.items()}
         | {"missing": {}},
         "split": {"1": {"exact": [[0.001, 0.002, 0.003, 0.004]]}},
@@ -274,6 +354,22 @@ def test_the_table_shows_exactness_beside_speed() -> None:
         "-",
         "- |",
     ]
+
+
+def test_texts_are_compared_with_the_old_way() -> None:
+    found = results()
+    ratios = "| **2.0x faster** | **4.0x faster** |"
+    for title in ("one text of 10 tokens", "one text of 77 tokens"):
+        (row,) = lines(found, f"| {title}")
+        assert row == f"| {title} | 200.0 ms (200.0) | 100.0 ms (100.0) | 50.0 ms (50.0) {ratios}"
+    (captions,) = lines(found, "| 64 captions in one request | 200 ms")
+    assert captions.endswith(ratios)
+    assert len(lines(found, "| tokens of a caption, words")) == 2
+    (memory,) = lines(found, "| memory that it adds")
+    assert memory == "| memory that it adds | 200 MB | 100 MB | 50 MB | **0.50x** | **0.25x** |"
+    assert lines(found, "| smallest cosine to clip's vector, 2 texts")
+    (start,) = lines(found, "| exact | 1.000 s")
+    assert start == "| exact | 1.000 s | 1.010 s | +1.0% |"
 
 
 def test_servers_are_compared_with_the_old_one() -> None:

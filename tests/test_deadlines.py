@@ -152,7 +152,7 @@ def test_nothing_is_asked_of_s3_when_the_time_is_over(worker: Encoder, server: S
         for outcome in fetch(*["hang"] * 20, config=worker.config, limits=limits):
             assert isinstance(outcome.error, OutOfTime)
             assert outcome.error.detail == (
-                "the images before took all of the request's time: send this one again"
+                "what came before took all of the request's time: send this one again"
                 if limits is spent
                 else "the function's time ended before S3's answer: send this image again"
             )

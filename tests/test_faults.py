@@ -82,6 +82,11 @@ def _truncated_weights(folder: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
+def _truncated_text_weights(folder: Path) -> None:
+    path = _own(folder / "text.onnx.data")
+    os.truncate(path, path.stat().st_size // 2)
+
+
 def _broken_graph(folder: Path) -> None:
     path = _own(folder / "visual.onnx")
     path.write_bytes(bytes(path.stat().st_size))
@@ -96,6 +101,8 @@ def _broken_graph(folder: Path) -> None:
         (_without_weights, ["visual.onnx"]),
         (_without_graph, ["visual.onnx"]),
         (_truncated_weights, ["visual.onnx.data has", "truncated or changed"]),
+        # What was cut short on its way here is a failed deployment, whichever tower it is of.
+        (_truncated_text_weights, ["text.onnx.data has", "truncated or changed"]),
         (_broken_graph, ["visual.onnx cannot be loaded"]),
     ],
 )
@@ -119,6 +126,7 @@ def test_an_unusable_model_stops_the_start_with_one_line(
         ("CLIP_THREADS", "many", "CLIP_THREADS must be a whole number, not 'many'"),
         ("CLIP_ENGINE", "tpu", "CLIP_ENGINE must be one of auto, onnx, torch, not 'tpu'"),
         ("CLIP_PREPROCESS", "best", "CLIP_PREPROCESS must be one of openai, corrected, not 'best'"),
+        ("CLIP_TOWERS", "texts", "CLIP_TOWERS must be one of image, text, not 'texts'"),
         ("CLIP_LOG_LEVEL", "loud", "CLIP_LOG_LEVEL must be one of"),
         ("CLIP_MODEL_DIR", "/nowhere", "no model at /nowhere/model.json"),
         ("CLIP_MODEL_DIR", "/etc/hostname", "/etc/hostname"),

@@ -34,6 +34,9 @@ PACKAGES = {
     *("pydantic", "pydantic_core", "annotated_types", "annotated_doc", "typing_inspection"),
     *("opentelemetry", "typing_extensions"),  # FastAPI's own
 }
+# What FastAPI and anyio import wherever they find it. The package does not need them, so a function
+# does not have them; here they are because clients that the tests use do.
+FOUND_HERE = {"orjson", "sniffio"}
 # Parts of those, and of the standard library, that are slow to import and of no use here.
 FORBIDDEN = {
     *("pydantic.v1", "fastapi.testclient", "numpy.testing", "numpy.f2py"),
@@ -62,7 +65,7 @@ def test_a_cold_start_imports_what_is_listed_and_no_more(
     code = f"import sys; sys.modules.update(dict.fromkeys({NOT_DEPLOYED})); import {entry}"
     loaded = _modules_after(code, CLIP_MODEL_DIR=str(model_dir)) - before
     found = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
-    assert {name for name in found if not name.startswith("_")} == packages
+    assert {name for name in found if not name.startswith("_")} - FOUND_HERE == packages
     assert loaded.isdisjoint(FORBIDDEN), loaded & FORBIDDEN
     assert len(loaded | before) < MODULES
 
@@ -93,11 +96,13 @@ def _evaluated(code: str, model_dir: Path) -> str:
 def test_openapis_models_are_compiled_only_for_the_document(model_dir: Path) -> None:
     """A cold start would pay 50 ms for them. Of ours those are compiled that an image needs."""
     code = """
+import sys
 import pydantic
-from handler import answers, main, schemas
+from handler import main, schemas
 from fastapi.openapi.models import OpenAPI
-models = (schemas.EncodeRequest, schemas.EncodeBatchRequest, schemas.RankRequest, answers.Health)
+models = (schemas.EncodeRequest, schemas.EncodeBatchRequest, schemas.RankRequest)
 ours = [model.__pydantic_complete__ for model in models]
+ours.append("handler.http.models" in sys.modules)
 before = OpenAPI.__pydantic_complete__
 main.app.openapi()
 print(ours, before, OpenAPI.__pydantic_complete__, pydantic.BaseModel.model_config)

@@ -212,11 +212,11 @@ def test_every_form_of_an_item(
     texts = [
         *(CAPTION, {"text": CAPTION}, {"content": [{"type": "text", "text": CAPTION}]}),
         {"text": url},
-        *(f"see {url}", "data:text/plain,a", "", "S3"),
+        *(f"{url} shows a cat", "data:text/plain,a", "", "S3"),
     ]
     with serve(with_settings(encoder, s3_buckets=("photos",))) as client:
         found = vectors(post(client, input=[*images, *texts], model=None, user="me", store=True))
-    spoken = [CAPTION, CAPTION, CAPTION, url, f"see {url}", "data:text/plain,a", "", "S3"]
+    spoken = [CAPTION, CAPTION, CAPTION, url, f"{url} shows a cat", "data:text/plain,a", "", "S3"]
     expected = [encoder.encode(photo)] * len(images)
     expected += [encoder.encode(encoder.tokenize(text)) for text in spoken]
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
@@ -366,12 +366,12 @@ EMBEDDINGS = "/v1/embeddings"
         ("GET", "/v1/models/gpt-5", b"", {}, 404, "model_not_found", "ViT-B-32"),
         ("GET", EMBEDDINGS, b"", {}, 405, "method_not_allowed", "takes POST"),
         ("DELETE", "/v1/models", b"", {}, 405, "method_not_allowed", "takes GET, HEAD"),
-        ("POST", EMBEDDINGS, b"", JSON, 400, "invalid_json", "not JSON"),
+        ("POST", EMBEDDINGS, b"", JSON, 400, "invalid_json", "not a JSON object"),
         ("POST", EMBEDDINGS, b"[1]", JSON, 400, "invalid_json", "not a JSON object: send {"),
         ("POST", EMBEDDINGS, b"[" * 9000, JSON, 400, "invalid_json", "recursion"),
         ("POST", EMBEDDINGS, b"," * 70_000, JSON, 400, "invalid_json", "70,000 values"),
         ("POST", EMBEDDINGS, b'{"input": "\\ud800"}', JSON, 400, "invalid_json", "hex escape"),
-        ("POST", EMBEDDINGS, b"\xff", JSON, 400, "invalid_json", "not JSON"),
+        ("POST", EMBEDDINGS, b"\xff", JSON, 400, "invalid_json", "not a JSON object"),
         ("POST", EMBEDDINGS, b"a cat", {}, 415, "unsupported_media_type", "application/json"),
         ("POST", f"{EMBEDDINGS}/", b"x", {}, 415, "unsupported_media_type", "no Content-Type"),
     ],

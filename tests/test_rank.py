@@ -298,6 +298,10 @@ TWO = [text("a"), text("b")]
             {"queries": TWO, "candidates": TWO, "templates": ["{}" + "a" * 999]},
             *(400, "invalid_field", "1000 characters"),
         ),
+        (
+            {"queries": TWO, "candidates": TWO, "templates": ["{}"] * 1001},
+            *(400, "invalid_field", "at most 1000 items"),
+        ),
         ({"queries": TWO, "candidates": [*TWO, *TWO]}, 413, "too_many_texts", "6 texts"),
         (
             {"queries": [text("a")], "candidates": TWO, "templates": ["{}", "{}", "a {}"]},

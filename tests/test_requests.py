@@ -6,6 +6,7 @@ import types
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -13,7 +14,17 @@ from hypothesis import strategies as st
 from handler.errors import ClipError, MissingField, RequestError
 from handler.http.bodies import multipart_parts
 from handler.images.strings import decode_base64
-from handler.schemas import EncodeBatchRequest, EncodeRequest, validate
+from handler.schemas import (
+    EncodeBatchRequest,
+    EncodeRequest,
+    EncodeTextRequest,
+    EncodeTextsRequest,
+    RankItem,
+    RankRequest,
+    Request,
+    read_embedding,
+    validate,
+)
 from tests.bombs import encoded, small
 from tests.fuzz.worker import Worker
 from tests.test_every_way_in import main
@@ -34,7 +45,30 @@ values = st.recursive(
     scalars | strings, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
 )
 keys = st.sampled_from(["image", "s3", "images", "Items", "Records", "action", "detail-type"]) | (
-    st.sampled_from(["requestContext", "httpMethod"]) | st.text()
+    st.sampled_from(["requestContext", "httpMethod", "text", "texts", "rank"]) | st.text()
+)
+# With the halves of surrogate pairs that JSON can write and UTF-8 cannot.
+words = st.text() | st.text(st.characters(categories=["Cs", "Cf", "Mn", "Lo", "So"]))
+items = (
+    st.fixed_dictionaries({"text": words})
+    | st.fixed_dictionaries({"image": strings})
+    | st.fixed_dictionaries({"embedding": strings | st.lists(scalars, max_size=3)})
+    | values
+)
+rankings = st.fixed_dictionaries(
+    {
+        "queries": st.lists(items, max_size=3) | values,
+        "candidates": st.lists(items, max_size=3) | values,
+    },
+    optional={
+        "templates": st.lists(words.map(lambda text: f"{text[:20]} {{}}"), max_size=2) | values,
+        "truncate": st.booleans() | values,
+    },
+)
+of_texts = (
+    st.fixed_dictionaries({"text": words}, optional={"truncate": st.booleans()})
+    | st.fixed_dictionaries({"texts": st.lists(words | values, max_size=5)})
+    | st.fixed_dictionaries({"rank": rankings})
 )
 events = st.dictionaries(keys, values | st.lists(strings, max_size=40)) | values
 contexts = st.dictionaries(
@@ -54,6 +88,12 @@ def worker(main: types.ModuleType) -> Worker:
 @relaxed
 @given(event=events)
 def test_any_event(worker: Worker, event: Any) -> None:
+    worker.run("event", json.dumps(event).encode())
+
+
+@settings(relaxed, max_examples=200)
+@given(event=of_texts)
+def test_any_event_of_texts(worker: Worker, event: Any) -> None:
     worker.run("event", json.dumps(event).encode())
 
 
@@ -92,10 +132,19 @@ def test_base64_round_trips(data: bytes, width: int, uri: bool) -> None:
     assert decode_base64(f"data:image/png;base64,{lines}" if uri else lines) == data
 
 
+SCHEMAS = (
+    *(EncodeRequest, EncodeBatchRequest, EncodeTextRequest, EncodeTextsRequest),
+    *(RankItem, RankRequest),
+)
+
+
 @relaxed
-@given(body=st.binary() | values.map(lambda value: json.dumps(value).encode()))
-@pytest.mark.parametrize("schema", [EncodeRequest, EncodeBatchRequest])
-def test_any_body_as_json(schema: type[EncodeRequest | EncodeBatchRequest], body: bytes) -> None:
+@given(
+    body=st.binary()
+    | (values | of_texts | rankings | items).map(lambda value: json.dumps(value).encode())
+)
+@pytest.mark.parametrize("schema", SCHEMAS)
+def test_any_body_as_json(schema: type[Request], body: bytes) -> None:
     try:
         request = validate(schema, body)
     except RequestError as error:
@@ -161,13 +210,42 @@ def test_any_multipart(content_type: str, parts: bytes, name: str, cut: int) -> 
             _check_detail(error)
 
 
+floats = st.floats() | st.integers() | st.sampled_from([10**400, 1e308, 5e-324, -0.0])
+
+
+@relaxed
+@given(numbers=st.lists(floats, min_size=4, max_size=4))
+def test_any_numbers_as_a_vector(numbers: list[float]) -> None:
+    try:
+        vector = read_embedding(numbers, size=4)
+    except RequestError as error:
+        _check_detail(error)
+    else:
+        assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
+        largest = np.abs(np.array(numbers, np.float64)).argmax()
+        assert np.abs(vector[largest]) == np.abs(vector).max()
+
+
+@relaxed
+@given(data=st.binary(max_size=20) | st.binary(min_size=16, max_size=16))
+def test_any_bytes_as_a_vector(data: bytes) -> None:
+    try:
+        vector = read_embedding(base64.b64encode(data).decode(), size=4)
+    except RequestError as error:
+        _check_detail(error)
+    else:
+        assert len(data) == 16
+        assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-6)
+
+
+PATHS = ["/encode_image", "/encode_images", "/encode_text", "/encode_texts", "/rank"]
 kinds = st.sampled_from(
     ["application/json", "multipart/form-data; boundary=b", "image/png", "text/plain", ""]
 )
 
 
 @settings(relaxed, max_examples=200)
-@given(path=st.sampled_from(["/encode_image", "/encode_images"]), kind=kinds | tokens, body=bodies)
+@given(path=st.sampled_from(PATHS), kind=kinds | tokens, body=bodies)
 def test_any_request(client: httpx.Client, path: str, kind: str, body: bytes) -> None:
     response = client.post(path, content=body, headers={"content-type": kind})
     assert response.status_code in (400, 415, 422)

@@ -19,6 +19,8 @@ BATCHES = {"BatchBucket": "photos"}
 OTHERS: dict[str, dict[str, str]] = {
     "Weights": {"Weights": "synthetic"},
     "Profile": {"Profile": "fast"},
+    "Towers": {"Towers": "image"},
+    "Model": {"Model": "ViT-B/16"},
     "AuthMode": {"AuthMode": "AWS_IAM"},
     "RateLimit": {"RateLimit": "5"},
     "BurstLimit": {"BurstLimit": "10"},

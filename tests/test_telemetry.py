@@ -100,6 +100,23 @@ def test_a_bad_event_is_logged_with_its_code_and_none_of_its_data(
     assert "c2VjcmV0" not in json.dumps(line)
 
 
+def test_texts_are_counted_and_none_of_them_is_logged(main: types.ModuleType, lines: Any) -> None:
+    secret = "c2VjcmV0"
+    main.handler({"texts": [secret, f"{secret} " * 80, 7], "truncate": True}, Context())
+    request = {"queries": [{"text": secret}, 7], "candidates": [{"text": secret}, {"text": "a"}]}
+    main.handler({"rank": request | {"templates": [f"{secret} {{}}", "{}"]}}, Context())
+    with pytest.raises(ClipError):
+        main.handler({"text": f"{secret} " * 80}, Context())
+    texts, ranking, refused = lines()
+    assert (texts["event"], texts["status"]) == ("direct", 200)
+    assert (texts["texts"], texts["failed"], texts["truncated"]) == (3, 1, 1)
+    # A query, and two candidates in two sentences each; the item that is no text failed.
+    assert (ranking["texts"], ranking["failed"], ranking["truncated"]) == (5, 1, 0)
+    assert "images" not in ranking
+    assert (refused["status"], refused["code"]) == (422, "text_too_long")
+    assert secret not in json.dumps([texts, ranking, refused])
+
+
 # --- metrics: CloudWatch takes them from the line, on Lambda -----------------------------------
 
 
@@ -152,6 +169,14 @@ def test_images_are_counted_and_those_that_failed(main: types.ModuleType, lines:
     (line,) = lines()
     assert metrics(line) == {("function",): ALWAYS | OF_IMAGES}
     assert (line["images"], line["failed"]) == (3, 1)
+
+
+@pytest.mark.usefixtures("on_lambda")
+def test_texts_are_counted_and_those_that_failed(main: types.ModuleType, lines: Any) -> None:
+    main.handler({"texts": ["a", 7]}, Context())
+    (line,) = lines()
+    assert metrics(line) == {("function",): ALWAYS | {"texts": "Count", "failed": "Count"}}
+    assert (line["texts"], line["failed"]) == (2, 1)
 
 
 @pytest.mark.usefixtures("on_lambda")

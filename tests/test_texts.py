@@ -198,6 +198,9 @@ def test_one_bad_text_costs_no_other(client: httpx.Client, vector: Embedding) ->
     ]
 
 
+MANY_FIELDS = json.dumps(dict.fromkeys(range(101))).encode()
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "code", "detail"),
     [
@@ -213,8 +216,9 @@ def test_one_bad_text_costs_no_other(client: httpx.Client, vector: Embedding) ->
         ("/encode_text", b'{"text": "' + b"," * 2**16 + b'"}', 400, "invalid_json", "65,537 val"),
         ("/encode_text", b'{"text": "' + b"," * 10**4 + b'"}', 422, "text_too_long", "tokens"),
         ("/encode_text", b'{"text": "' + b"a" * 10**6 + b'"}', 422, "text_too_long", "1,000,000"),
+        ("/encode_text", MANY_FIELDS, 400, "invalid_field", "101 fields"),
         ("/encode_texts", b'{"texts": []}', 400, "invalid_field", "'texts'"),
-        ("/encode_texts", b'{"texts": "a"}', 400, "invalid_field", "valid array"),
+        ("/encode_texts", b'{"texts": "a"}', 400, "invalid_field", "valid list"),
         ("/encode_texts", b'{"texts": ["\\ud800"]}', 400, "invalid_json", "hex escape"),
         ("/encode_texts", b'{"texts": [1, 2, 3, 4]}', 413, "too_many_texts", "the limit is 3"),
     ],

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic_core import from_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from handler import answers, schemas
@@ -28,7 +27,7 @@ from handler.budget import Budget
 from handler.config import Config
 from handler.encoder import Encoder, Item
 from handler.engines import Embedding
-from handler.errors import ClipError, InvalidField, InvalidJson, MissingField, ModelNotFound
+from handler.errors import ClipError, InvalidField, MissingField, ModelNotFound
 from handler.http import bodies
 from handler.http.admission import Admission
 from handler.http.bodies import Body
@@ -126,14 +125,7 @@ def _read_fields(content_type: str, body: Body) -> dict[str, Any]:
         InvalidJson: it is not a JSON object, or holds far too much.
     """
     bodies.check_json(content_type, EXAMPLE)
-    schemas.check_values(body, schemas.OfTexts.most_values)
-    try:
-        fields = from_json(body)
-    except ValueError as error:
-        raise InvalidJson(f"the body is not JSON ({error}): send {EXAMPLE}") from None
-    if not isinstance(fields, dict):
-        raise InvalidJson(f"the body is not a JSON object: send {EXAMPLE}")
-    return fields
+    return schemas.decode(body, EXAMPLE, schemas.OfTexts.most_values)
 
 
 def _read_options(request: Request, fields: dict[str, Any], model: Model) -> Options:

@@ -9,7 +9,13 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from handler import answers
+from handler.http.models import (
+    BatchResponse,
+    ErrorBody,
+    Health,
+    RankResponse,
+    TextBatchResponse,
+)
 from handler.schemas import (
     EncodeBatchRequest,
     EncodeRequest,
@@ -154,19 +160,17 @@ class Operation(NamedTuple):
 
 OPERATIONS = {
     ("post", "/encode_image"): Operation(ENCODE_IMAGE, None, FINGERPRINT),
-    ("post", "/encode_images"): Operation(ENCODE_IMAGES, answers.BatchResponse, FINGERPRINT),
+    ("post", "/encode_images"): Operation(ENCODE_IMAGES, BatchResponse, FINGERPRINT),
     ("post", "/encode_text"): Operation(ENCODE_TEXT, None, FINGERPRINT | TRUNCATED),
-    ("post", "/encode_texts"): Operation(
-        ENCODE_TEXTS, answers.TextBatchResponse, FINGERPRINT | TRUNCATED
-    ),
-    ("post", "/rank"): Operation(RANK, answers.RankResponse, FINGERPRINT | TRUNCATED),
-    ("get", "/health"): Operation(None, answers.Health, FINGERPRINT),
+    ("post", "/encode_texts"): Operation(ENCODE_TEXTS, TextBatchResponse, FINGERPRINT | TRUNCATED),
+    ("post", "/rank"): Operation(RANK, RankResponse, FINGERPRINT | TRUNCATED),
+    ("get", "/health"): Operation(None, Health, FINGERPRINT),
 }
 
 
 def complete(document: dict[str, Any], embedding_size: int) -> dict[str, Any]:
     """FastAPI's document, with what the routes of `OPERATIONS` read and answer."""
-    models: list[type[BaseModel]] = [answers.ErrorBody]
+    models: list[type[BaseModel]] = [ErrorBody]
     models += [operation.answer for operation in OPERATIONS.values() if operation.answer]
     _, definitions = models_json_schema(
         [(model, "serialization") for model in models],
@@ -190,7 +194,7 @@ def _responses(operation: Operation, embedding_size: int) -> dict[str, Any]:
     responses = {"200": good | {"headers": operation.headers}}
     for status, description in ERRORS.items():
         # An unhealthy service says why in the same form as a healthy one.
-        answer = answers.ErrorBody if operation.body else answers.Health
+        answer = ErrorBody if operation.body else Health
         if operation.body or status == 503:
             responses[str(status)] = {"description": description, "content": _content(answer)}
     return responses

@@ -99,12 +99,17 @@ class TextTower:
             ModelUnhealthy: the tower cannot be used.
         """
         engine = self._usable().engine
-        tokens = {i: text.get() for i, text in enumerate(texts) if text.error is None}
+        longest = self._model.architecture.context_length
+        tokens = {
+            i: _of_even_length(text.get().ids, longest)
+            for i, text in enumerate(texts)
+            if text.error is None
+        }
         outcomes: dict[int, Outcome[Embedding]] = {
             i: Outcome(error=text.error) for i, text in enumerate(texts)
         }
         for places in _chunks(tokens):
-            ids = np.stack([tokens[place].ids for place in places])
+            ids = np.stack([tokens[place] for place in places])
             inferred = Outcome.of(partial(self._infer, engine, ids, budget))
             for row, place in enumerate(places):
                 outcomes[place] = inferred.then(itemgetter(row))
@@ -141,15 +146,26 @@ class TextTower:
             return engine.encode(ids)
 
 
-def _chunks(tokens: Mapping[int, Tokens]) -> Iterator[list[int]]:
+def _of_even_length(ids: TokenIds, longest: int) -> TokenIds:
+    """A text's tokens [t], with one zero more if t is odd and not yet the `longest` possible.
+
+    What follows a text's end has no influence. So that texts of 9 and of 10 tokens share an
+    inference, one more token is computed: many captions in one request take a tenth less time.
+    """
+    if len(ids) % 2 == 0 or len(ids) == longest:
+        return ids
+    return np.append(ids, np.int32(0))
+
+
+def _chunks(tokens: Mapping[int, TokenIds]) -> Iterator[list[int]]:
     """Places of texts that go through the engine together: `CHUNK` tokens at most.
 
-    All are of one length, so nothing is padded, and no vector depends on the other texts of its
-    request.
+    All are of one length. None is padded to the length of another, so that no vector depends on the
+    other texts of its request.
     """
     by_length: dict[int, list[int]] = {}
-    for place, text in tokens.items():
-        by_length.setdefault(len(text.ids), []).append(place)
+    for place, ids in tokens.items():
+        by_length.setdefault(len(ids), []).append(place)
     for length, places in sorted(by_length.items()):
         most = CHUNK // length
         for start in range(0, len(places), most):

@@ -1,4 +1,4 @@
-"""``python -m tests.fuzz``: tens of thousands of damaged files and events, and what became of them.
+"""``python -m tests.fuzz``: tens of thousands of damaged files, hostile texts and damaged events.
 
 A case is made from the seed and its number alone, so ``--seed S --case N`` runs it again. What
 fails is kept in ``tests/fixtures/crashes``, where ``tests/test_crashes.py`` tries it for ever
@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.measure import children
 from tests.fuzz import corpus
-from tests.fuzz.mutate import mutate_event, mutate_image
+from tests.fuzz.mutate import hostile_text, mutate_event, mutate_image
+from tests.fuzz.worker import CODES, WAYS
 from tests.measure import all_end
 
 ROOT = Path(__file__).parent.parent.parent
@@ -35,9 +36,14 @@ GROWTH = 1.05
 """Memory in the last tenth of the run over that in the second tenth, at most."""
 
 
+KINDS = {"image": 55, "encode": 5, "text": 20, "event": 20}
+"""Kinds of cases, and how many of a hundred are of each."""
+
+
 class Case(NamedTuple):
     kind: str
-    """``image`` (to pixels), ``encode`` (to a vector) or ``event`` (through the Lambda handler)."""
+    """``image`` (to pixels), ``encode`` (to a vector), ``text`` (to tokens and through the Lambda
+    handler) or ``event`` (through the Lambda handler)."""
     name: str
     data: bytes
 
@@ -55,7 +61,10 @@ class Cases:
 
     def __getitem__(self, number: int) -> Case:
         rng = random.Random(f"{self.seed}/{number}")
-        kind = rng.choices(("image", "encode", "event"), (75, 5, 20))[0]
+        kind = rng.choices(tuple(KINDS), tuple(KINDS.values()))[0]
+        if kind == "text":
+            case = {"text": hostile_text(rng), "way": rng.randrange(WAYS)}
+            return Case(kind, "hostile text", json.dumps(case).encode())
         if kind == "event":
             name, other = rng.choices(list(self.events), k=2)
             event = mutate_event(rng, self.events[name], self.events[other])
@@ -103,7 +112,7 @@ class Service:
         pipe, answers = self.process.stdin, self.process.stdout
         assert pipe
         assert answers
-        code = {"image": b"i", "event": b"e", "encode": b"v"}[case.kind]
+        code = next(code for code, kind in CODES.items() if kind == case.kind)
         pipe.write(struct.pack(">cI", code, len(case.data)) + case.data)
         pipe.flush()
         line, deadline = b"", time.monotonic() + LONGEST
@@ -143,13 +152,15 @@ class Report:
     seed: int
     answers: collections.Counter[tuple[int, str]] = field(default_factory=collections.Counter)
     kinds: collections.Counter[str] = field(default_factory=collections.Counter)
-    slowest: tuple[float, str] = (0, "")
+    slowest: dict[str, tuple[float, str]] = field(default_factory=dict)
+    """By kind: seconds, and which case."""
     memory: list[float] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
     def add(self, number: int, case: Case, reply: Reply) -> None:
         self.kinds[case.kind] += 1
-        self.slowest = max(self.slowest, (reply.seconds, f"{case.name}, case {number}"))
+        took = (reply.seconds, f"{case.name}, case {number}")
+        self.slowest[case.kind] = max(self.slowest.get(case.kind, took), took)
         if reply.problem:
             digest = hashlib.sha256(case.data).hexdigest()[:12]
             CRASHES.mkdir(parents=True, exist_ok=True)
@@ -181,7 +192,10 @@ class Report:
             f"  {status} {code:24} {count:7,}"
             for (status, code), count in sorted(self.answers.items())
         ]
-        lines.append(f"slowest {self.slowest[0]:.2f} s ({self.slowest[1]})")
+        lines += [
+            f"slowest {kind} {seconds:.2f} s ({name})"
+            for kind, (seconds, name) in sorted(self.slowest.items())
+        ]
         lines.append(f"memory {peak} at most; last tenth over second tenth {self.growth():.3f}")
         lines.append(f"{len(self.failures)} failures")
         return "\n".join(lines)

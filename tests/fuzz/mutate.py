@@ -1,4 +1,6 @@
-"""Damage to files and events: what bit rot, broken uploads and attackers do to them."""
+"""Damage to files and events: what bit rot, broken uploads and attackers do to them; and texts
+that are made to take long.
+"""
 
 import base64
 import contextlib
@@ -9,6 +11,8 @@ import struct
 import zlib
 from collections.abc import Callable
 from typing import Any
+
+from tests import texts
 
 NUMBERS = (
     0,
@@ -122,6 +126,59 @@ def _mended(data: bytearray) -> bytearray:
             data[end : end + 4] = struct.pack(">I", zlib.crc32(data[at + 4 : end]))
             at = end + 4
     return data
+
+
+# --- texts ----------------------------------------------------------------------------------------
+
+_REPEATED = (
+    *("a", "9", ",", " ", "\n", "\0", "'", "&", ";", "<", "amp;", "&amp;", "&lt;", "&#38;", "&#x"),
+    *(
+        "Â",
+        "Ã",
+        "Ã¢â\u201a¬â„¢",
+        "â€",
+        "ÂÂ©",
+        "\u0301",
+        "\u0315\u0300",
+        "\u200b",
+        "\u200d",
+        "\u202e",
+    ),
+    *(
+        "\u2066",
+        "\ufeff",
+        "\ud800",
+        "\udc00",
+        "\x1b[",
+        "\x1b[31m",
+        "ﷺ",
+        "ŉ",
+        "İ",
+        "ß",
+        "가",
+        "👩\u200d",
+    ),
+    *("'s", "<|endoftext|>", "<|startoftext|>", "a ", "1a", "!a", "\u3000", "\U0010ffff", "\x85"),
+)
+"""What is worst where there is much of it: for repairs, for regular expressions, for merging."""
+
+
+def hostile_text(rng: random.Random) -> str:
+    """A text at random, or one of ten thousand characters or a million, mostly of one kind."""
+    piece = texts.at_random(rng.randrange(2**32))
+    shape = rng.choice(("piece", "piece", "repeated", "repeated", "mixed", "between", "entity"))
+    if shape == "piece":
+        return piece
+    if shape == "mixed":
+        return "".join(rng.choices((piece, *_REPEATED), k=rng.choice((10, 100, 1000))))[:10_000]
+    length = rng.choice((100, 1000, 9_999, 10_000, 10_000, 10_001, 1_000_000))
+    repeated = rng.choice((*_REPEATED, piece or "x"))
+    many = (repeated * (length // len(repeated) + 1))[:length]
+    if shape == "entity":
+        return f"&{many}{rng.choice((';', 'lt;', piece))}"[:length]
+    if shape == "between":
+        return f"{piece}{many}{piece}"[:length]
+    return many
 
 
 # --- events ---------------------------------------------------------------------------------------

@@ -24,15 +24,25 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from benchmarks.measure import children
+from events.generate import JSON, http_api, rest
 from handler import errors
 from handler.errors import RequestError
 from handler.images.sandbox import Decoder, Sandbox
+from handler.outcome import Outcome
 from tests.fuzz.corpus import images
 from tests.fuzz.judge import unaccounted
 from tests.measure import resident_megabytes
 
 MEMORY = 300 * 2**20
 """Bytes that the service may take for a case; what its decoders may take, the sandbox says."""
+
+
+LONGEST_TOKENIZING = 0.2
+"""Seconds of CPU that it may take to make a text's tokens, or to refuse it."""
+WAYS = 5
+"""In which a text is sent; see `_sent`."""
+CODES = {b"i": "image", b"e": "event", b"v": "encode", b"t": "text"}
+"""Kinds of cases as the pipe has them."""
 
 
 class Wrong(Exception):
@@ -55,6 +65,7 @@ class Worker:
         ]
         self.photo = images()["jpeg"]
         self.vector = service.encoder.encode(self.photo)
+        service.encoder.tokenize("Käse")  # the first text loads the tower
         self.cases = 0
 
     def run(self, kind: str, data: bytes) -> tuple[int, str]:
@@ -113,6 +124,16 @@ class Worker:
         _check_answer(body)
         return 200, ""
 
+    def _run_text(self, data: bytes) -> tuple[int, str]:
+        """A text, to tokens and then in one of the ways that texts come."""
+        case = json.loads(data)
+        text = str(case["text"])
+        begin = time.thread_time()
+        Outcome.of(lambda: self.main.encoder.tokenize(text, truncate=True))
+        if (took := time.thread_time() - begin) > LONGEST_TOKENIZING:
+            raise Wrong(f"making tokens of a text took {took:.2f} s")
+        return self._run_event(json.dumps(_sent(text, case["way"])).encode())
+
     def _try_a_sound_one(self) -> None:
         data, expected = self.sound[self.cases % len(self.sound)]
         if not np.array_equal(self._pixels(data, "openai"), expected):
@@ -121,6 +142,23 @@ class Worker:
             self.main.encoder.encode(self.photo), self.vector
         ):
             raise Wrong("the next sound image has another vector")
+
+
+def _sent(text: str, way: int) -> Any:
+    """An event that has a text, in one of the ways that there are."""
+    match way:
+        case 0:
+            return {"text": text, "truncate": True}
+        case 1:
+            return {"texts": ["a", text], "truncate": True}
+        case 2:
+            lists = {"queries": [{"text": text}, {"text": "a"}], "candidates": [{"text": text}]}
+            return {"rank": lists | {"templates": ["a photo of {}"], "truncate": True}}
+        case 3:
+            body = json.dumps({"text": text, "truncate": True})
+            return http_api("/encode_text", JSON, body.encode())
+        case _:
+            return rest("POST", "/encode_texts", JSON, json.dumps({"texts": [text]}).encode())
 
 
 def _check_answer(answer: Any) -> None:
@@ -197,7 +235,7 @@ def limit_memory(more: int) -> None:
 def _cases(pipe: BinaryIO) -> Iterator[tuple[str, bytes]]:
     while head := pipe.read(5):
         kind, length = struct.unpack(">cI", head)
-        yield {b"i": "image", b"e": "event", b"v": "encode"}[kind], pipe.read(length)
+        yield CODES[kind], pipe.read(length)
 
 
 def _megabytes(box: Decoder) -> float:
