@@ -147,7 +147,8 @@ def table(results: Results) -> str:
     parts = [
         heading(results),
         "\n".join(rows.lines),
-        _texts(results, subjects),
+        # Results that are older than the text tower have none of it.
+        *([_texts(results, subjects)] if "texts" in results else []),
         _servers(results),
         _split(results),
         _sandbox(results),
