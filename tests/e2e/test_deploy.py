@@ -151,9 +151,7 @@ def test_deployments_as_the_readme_says_lose_nothing(project: Project) -> None:
 
 
 def test_without_saving_the_next_plain_deployment_takes_the_queues_away(project: Project) -> None:
-    """Why docs/deploy.md says ``--save-params``: the answers to ``--guided`` are sent again, each of
-    them.
-    """
+    """Why docs/deploy.md says ``--save-params``: all answers to ``--guided`` are sent again."""
     project.guided()
     project.deploy("--parameter-overrides", "BatchBucket=shop-photos")
     assert project.resources() > BATCHES
