@@ -166,7 +166,7 @@ def test_the_commands_print_what_the_pages_show(
     actual, shown = _masked(run.stdout), _masked(expected)
     assert len(actual) == len(shown), run.stdout
     for a, b in zip(actual, shown, strict=True):
-        # Processors round differently, and `cut` may cut a number short.
+        # Processors round differently.
         assert a == (pytest.approx(b, abs=1e-5) if isinstance(b, float) else b), run.stdout
 
 
