@@ -21,13 +21,19 @@ EXPORTER := $(VENV)/.export-$(TORCH)
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run model test coverage mutants test-other cpus fuzz soak proof e2e models image contents bench lint format check lock clean FORCE
+.PHONY: help run dev model test coverage mutants test-other cpus fuzz soak proof e2e models image contents bench lint format check lock clean FORCE
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1 - /p' Makefile
 
 run: $(EXPORTER) $(EXPORTED)  ## serve on PORT=3000, for this machine alone unless HOST=0.0.0.0 (WEIGHTS=openai|synthetic, PROFILE=exact|fast, MODEL=ViT-L/14, MODEL_DIR=model)
-	CLIP_PROFILE=$(PROFILE) CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/python -m handler.serve --host $(HOST) --port $(PORT)
+	$(SETTINGS) $(BIN)/python -m handler.serve $(ADDRESS)
+
+dev: $(EXPORTER) $(EXPORTED)  ## the same, and loaded again whenever a file of handler/ changes
+	$(SETTINGS) $(BIN)/uvicorn handler.main:app --no-access-log --reload --reload-dir handler $(ADDRESS)
+
+SETTINGS = CLIP_PROFILE=$(PROFILE) CLIP_MODEL_DIR=$(MODEL_DIR)
+ADDRESS  = --host $(HOST) --port $(PORT)
 
 model: $(EXPORTER)  ## export the model again, into MODEL_DIR (CHECKPOINT=FILE for weights of your own, PROFILE=fast: int8 too, MODEL=ViT-B/32)
 	$(BIN)/python -m export --out $(MODEL_DIR) $(EXPORT)

@@ -77,19 +77,20 @@ class Process:
         assert self.popen.stdin
         assert self.popen.stdout
         decoders = sum(map(_proportional_megabytes, descendants(self.popen.pid)))
+        # Not `ru_maxrss`, which begins with that of the process that started this one.
+        peak = _kilobytes(self.popen.pid, "status", "VmHWM:") / 1024
         with contextlib.suppress(BrokenPipeError):  # it has ended already
             self.popen.stdin.close()
         _, _, usage = os.wait4(self.popen.pid, 0)
         self.popen.returncode = 0  # reaped here, not by Popen
         self.popen.stdout.close()
         # ru_inblock counts what came from the disk and not from the page cache, read() or mapped.
-        peak = usage.ru_maxrss / 1024 + decoders
-        return Usage(peak_mb=peak, read_mb=usage.ru_inblock * 512 / 1e6)
+        return Usage(peak_mb=peak + decoders, read_mb=usage.ru_inblock * 512 / 1e6)
 
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process used, from its own ``rusage``."""
+    """What a process used."""
 
     peak_mb: float
     """Largest resident set, MiB, mapped files included, and the memory of what it started.

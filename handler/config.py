@@ -24,6 +24,7 @@ JPEG_DRAFT = 720 / 224
 ORIGIN = r"\*|https?://[A-Za-z0-9.-]+(:[0-9]+)?"
 OUTPUTS = r"caller|s3://[a-z0-9.-]{3,63}(/.*)?|s3vectors://[a-z0-9.-]{3,63}/[a-z0-9.-]{3,63}"
 BASE_PATH = r"(/[^/?#\s]+)+"
+PAGES = ("auto", "on", "off")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 KUBERNETES = (
@@ -92,6 +93,8 @@ class Config:
     """Where vectors of batch engines go: ``s3://bucket/prefix`` or ``s3vectors://bucket/index``."""
     cors_origins: tuple[str, ...] = ()
     """Origins whose pages browsers let call the service, with commas between; ``*`` is any page."""
+    page: str = "auto"
+    """Whether ``/`` is a page to try the service on: ``on``, ``off``; ``auto``: not on Lambda."""
     log_level: str = "INFO"
     """DEBUG, INFO, WARNING or ERROR."""
 
@@ -128,6 +131,7 @@ class Config:
             asked = "CLIP_PROFILE=fast" if self.profile == "fast" else "CLIP_PRECISION=int8"
             raise ConfigError(f"{asked} needs the onnx engine: set CLIP_ENGINE to onnx or auto")
         _one_of("CLIP_PREPROCESS", self.preprocess, PREPROCESSES)
+        _one_of("CLIP_PAGE", self.page, PAGES)
         _one_of("CLIP_LOG_LEVEL", self.log_level, LOG_LEVELS)
         if not re.fullmatch(OUTPUTS, self.output):
             forms = "caller, s3://bucket/prefix or s3vectors://bucket/index"
@@ -178,6 +182,11 @@ def _in_range(field: str, value: object) -> None:
 def _one_of(name: str, value: str, allowed: Iterable[str]) -> None:
     if value not in allowed:
         raise ConfigError(f"{name} must be one of {', '.join(allowed)}, not {value!r}")
+
+
+def on_lambda(env: Mapping[str, str] = os.environ) -> bool:
+    """Whether this process is a Lambda function's."""
+    return bool(env.get("AWS_LAMBDA_FUNCTION_NAME"))
 
 
 def available_cpus(env: Mapping[str, str] = os.environ, cgroup: Path = CGROUP) -> int:

@@ -1,14 +1,13 @@
 """Images and texts in, unit vectors out: the one path that every way into the service shares."""
 
 import logging
-import threading
 from collections.abc import Sequence
 from typing import TypeVar, cast
 
 from handler import health, telemetry
 from handler.budget import Budget
 from handler.config import Config
-from handler.engines import Embedding, Engine, load_engine
+from handler.engines import Embedding, Engine, Turns, load_engine
 from handler.errors import ModelUnhealthy, NoSuchTower
 from handler.images import sandbox
 from handler.images.processes import Zygote
@@ -42,14 +41,14 @@ class Encoder:
         self.model = model
         self.config = config
         # An inference uses every CPU: two at once would only wait for each other.
-        one_at_a_time = threading.Lock()
+        self._one_at_a_time = Turns()
         self.images: ImageTower | None = None
         if engine is not None:
             decoder = decoder or sandbox.start(config, model.architecture.resolution)
-            self.images = ImageTower(engine, model, config, decoder, one_at_a_time)
+            self.images = ImageTower(engine, model, config, decoder, self._one_at_a_time)
         self.texts: TextTower | None = None
         if "text" in served(config, model):
-            self.texts = TextTower(model, config, one_at_a_time)
+            self.texts = TextTower(model, config, self._one_at_a_time)
 
     @property
     def fingerprint(self) -> str:
@@ -66,6 +65,10 @@ class Encoder:
     def health(self) -> dict[str, object]:
         """The health body; see `health.report`."""
         return health.report(self.model, self.images, self.texts)
+
+    def inference_seconds(self) -> float:
+        """For how long the inference of this moment has been going on; 0 while there is none."""
+        return self._one_at_a_time.seconds()
 
     def tokenize(self, text: str, truncate: bool = False, budget: Budget | None = None) -> Tokens:
         """A text -> its tokens.

@@ -31,6 +31,7 @@ def test_every_setting_is_read() -> None:
         "CLIP_REQUEST_SECONDS": "4",
         "CLIP_BODY_SECONDS": "1e1",
         "CLIP_BASE_PATH": "/api/v1.2",
+        "CLIP_PAGE": "off",
     }
     config = Config.from_env(env)
     assert config.model_dir == Path("/models/b32")
@@ -41,6 +42,7 @@ def test_every_setting_is_read() -> None:
     assert config.cors_origins == ("https://shop.example", "http://localhost:5173")
     assert (config.decode_seconds, config.decode_mb, config.request_seconds) == (0.5, 300, 4.0)
     assert (config.body_seconds, config.base_path) == (10.0, "/api/v1.2")
+    assert config.page == "off"
 
 
 def test_by_default_no_bucket_is_read_nothing_is_written_and_no_page_may_call() -> None:
@@ -79,6 +81,7 @@ NO_PATHS = ("images", "images/", "/", "/images/", "//images", "/a b", "/a?b", "/
         ("CLIP_OUTPUT", "s3vectors://bucket/ab", "CLIP_OUTPUT must be"),
         ("CLIP_OUTPUT", "s3vectors://bucket", "CLIP_OUTPUT must be"),
         ("CLIP_OUTPUT", "s3vectors://bucket/index/more", "CLIP_OUTPUT must be"),
+        ("CLIP_PAGE", "yes", "CLIP_PAGE must be one of auto, on, off, not 'yes'"),
         ("CLIP_LOG_LEVEL", "chatty", "CLIP_LOG_LEVEL must be one of"),
         ("CLIP_CORS_ORIGINS", "shop.example", "CLIP_CORS_ORIGINS must hold .* not 'shop.example'"),
         (

@@ -323,15 +323,19 @@ def test_health_has_a_head_that_is_no_operation_of_its_own(client: httpx.Client)
     assert list(client.get("/openapi.json").json()["paths"]["/health"]) == ["get"]
 
 
-@pytest.mark.parametrize("path", ["/", "/nope"])
-def test_where_nothing_is_the_answer_says_what_exists(client: httpx.Client, path: str) -> None:
-    answer = client.get(path)
+OF_A_WEB_SERVER = ("GET /live", "GET /ready", "GET /metrics", "GET /")
+"""What there is on a web server and not on Lambda: not part of the documented interface."""
+
+
+def test_where_nothing_is_the_answer_says_what_exists(client: httpx.Client) -> None:
+    answer = client.get("/nope")
     assert (answer.status_code, answer.json()["code"]) == (404, "not_found")
     documented = client.get("/openapi.json").json()["paths"]
     operations = [
         f"{method.upper()} {path}" for path, methods in documented.items() for method in methods
     ]
-    assert answer.json()["detail"] == f"there is only {', '.join(operations)}, GET /docs"
+    there = ", ".join([*operations, *OF_A_WEB_SERVER, "GET /docs"])
+    assert answer.json()["detail"] == f"there is only {there}"
 
 
 def test_unknown_paths_and_methods_answer_in_the_same_form(client: httpx.Client) -> None:
@@ -354,9 +358,9 @@ def test_openapi_documents_every_way_in_with_examples_that_work(client: httpx.Cl
     tried: dict[str, list[Any]] = {}
     for path, methods in paths.items():
         for operation in methods.values():
-            assert {"200", "503"} <= operation["responses"].keys()
+            assert "200" in operation["responses"]
             if "requestBody" in operation:
-                assert {"400", "413", "415", "422"} <= operation["responses"].keys()
+                assert {"400", "413", "415", "422", "503"} <= operation["responses"].keys()
                 of_json = operation["requestBody"]["content"]["application/json"]
                 tried[path] = [value["value"] for value in of_json["examples"].values()]
     answers = {

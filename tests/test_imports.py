@@ -63,18 +63,32 @@ def test_a_cold_start_imports_what_is_listed_and_no_more(
     """By name and number, not by time, which would depend on the machine."""
     before = _modules_after("")
     code = f"import sys; sys.modules.update(dict.fromkeys({NOT_DEPLOYED})); import {entry}"
-    loaded = _modules_after(code, CLIP_MODEL_DIR=str(model_dir)) - before
+    loaded = _modules_after(code, **_on_lambda(model_dir)) - before
     found = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names
     assert {name for name in found if not name.startswith("_")} - FOUND_HERE == packages
     assert loaded.isdisjoint(FORBIDDEN), loaded & FORBIDDEN
     assert len(loaded | before) < MODULES
 
 
+def _on_lambda(model_dir: Path) -> dict[str, str]:
+    return {"CLIP_MODEL_DIR": str(model_dir), "AWS_LAMBDA_FUNCTION_NAME": "clip"}
+
+
 CORS = "starlette.middleware.cors"
+OF_A_WEB_SERVER = {f"handler.http.{name}" for name in ("page", "policy", "server", "viewer")}
+OF_A_WEB_SERVER |= {"handler.http.metrics", "handler.http.probes", "prometheus_client"}
+
+
+def test_what_a_web_server_has_besides_is_not_imported_on_lambda(model_dir: Path) -> None:
+    of_a_server = _modules_after("import handler.main", CLIP_MODEL_DIR=str(model_dir))
+    assert of_a_server >= OF_A_WEB_SERVER
+    assert _modules_after("import handler.main", **_on_lambda(model_dir)).isdisjoint(
+        OF_A_WEB_SERVER
+    )
 
 
 def test_what_pages_need_is_imported_only_where_pages_may_call(model_dir: Path) -> None:
-    settings = {"CLIP_MODEL_DIR": str(model_dir)}
+    settings = _on_lambda(model_dir)
     assert CORS not in _modules_after("import handler.main", **settings)
     origins = {"CLIP_CORS_ORIGINS": "https://shop.example"}
     assert CORS in _modules_after("import handler.main", **settings, **origins)

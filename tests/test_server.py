@@ -5,6 +5,7 @@ once.
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -25,6 +26,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from handler import __version__
 from handler.encoder import Encoder
 from handler.engines import Embedding
 from tests.bombs import encoded
@@ -384,3 +386,29 @@ def test_a_stop_finishes_what_it_began(model_dir: Path, tmp_path: Path, encoder:
         assert service.process.wait(timeout=20) in (0, -signal.SIGTERM)
         with pytest.raises(httpx.ConnectError):
             service.health()
+
+
+def test_make_dev_serves_what_was_changed(model_dir: Path, tmp_path: Path) -> None:
+    """In a copy of the package, whose version is then another."""
+    shutil.copytree(ROOT / "handler", tmp_path / "handler")
+    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+    would_run = ["make", "--dry-run", "dev", f"PORT={free_port()}", f"MODEL_DIR={model_dir}"]
+    dry = subprocess.run(would_run, cwd=ROOT, capture_output=True, text=True, check=True)
+    command = dry.stdout.splitlines()[-1]
+    process = subprocess.Popen(["bash", "-c", command], cwd=tmp_path, start_new_session=True)
+    try:
+        _wait_until(lambda: _version(command) == __version__)
+        package = tmp_path / "handler" / "__init__.py"
+        package.write_text(package.read_text().replace(f'"{__version__}"', '"2.0.0-dev"'))
+        _wait_until(lambda: _version(command) == "2.0.0-dev")
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=20)
+
+
+def _version(command: str) -> str:
+    """Of the server that `command` started; empty while it does not answer."""
+    port = command.partition("--port ")[2].split()[0]
+    with contextlib.suppress(httpx.TransportError):
+        return str(httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).json()["version"])
+    return ""

@@ -1,12 +1,10 @@
 """The text tower: which texts go through the engine together, and that it changes no vector."""
 
-import threading
-
 import numpy as np
 
 from handler.budget import Budget
 from handler.config import Config
-from handler.engines import Embeddings, Engine, Pixels, TokenIds
+from handler.engines import Embeddings, Engine, Pixels, TokenIds, Turns
 from handler.model import Model
 from handler.outcome import Outcome
 from handler.text.tokenizer import Tokens
@@ -28,7 +26,7 @@ class Recorded:
 
 def text_tower(model: Model) -> tuple[TextTower, Recorded]:
     """A tower, and its engine, which has seen nothing yet."""
-    tower = TextTower(model, Config(), threading.Lock())
+    tower = TextTower(model, Config(), Turns())
     loaded = tower.load()
     recorded = Recorded(loaded.engine)
     tower._loaded = loaded._replace(engine=recorded)

@@ -2,6 +2,8 @@
 
 import ctypes
 import importlib.util
+import threading
+import time
 from typing import Protocol
 
 import numpy as np
@@ -33,6 +35,27 @@ class Engine(Protocol):
 
     def encode(self, inputs: Pixels | TokenIds) -> Embeddings:
         """What the tower takes, pixels or tokens -> vectors of unit length, for any n >= 1."""
+
+
+class Turns:
+    """A lock that lets one inference at a time have the CPUs, and knows since when one has."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._since: float | None = None
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._since = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._since = None
+        self._lock.release()
+
+    def seconds(self) -> float:
+        """For how long the inference of this moment has been going on; 0 while there is none."""
+        since = self._since  # read once, because it may change at any moment
+        return 0.0 if since is None else time.monotonic() - since
 
 
 def load_engine(config: Config, model: Model, tower: str = "image") -> Engine:

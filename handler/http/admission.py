@@ -38,6 +38,11 @@ class Admission:
         self._pending = 0
         self._threads = ThreadPoolExecutor(available_cpus(), "request")
 
+    @property
+    def pending(self) -> int:
+        """How many requests are in progress or waiting, their bodies complete."""
+        return self._pending
+
     async def answer(self, request: Request, work: Work) -> Response:
         """Read the body, then answer with what `work` makes of it in a thread.
 

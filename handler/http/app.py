@@ -1,7 +1,7 @@
 """The HTTP interface: routes, and how errors become responses."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 
 from handler import __version__, answers, schemas, telemetry
 from handler.budget import Budget
+from handler.config import on_lambda
 from handler.encoder import Encoder
 from handler.engines import Embedding
 from handler.errors import ClipError
@@ -20,6 +21,9 @@ from handler.http.headers import own_headers, preferred
 from handler.http.requests import Addresses, Faults, Heads, LogLines, error_response
 from handler.rank import rank as ranking_of
 
+if TYPE_CHECKING:
+    from handler.http.server import WebServer
+
 
 class Service(FastAPI):
     """The web application; its OpenAPI document is made when somebody asks for it.
@@ -28,13 +32,14 @@ class Service(FastAPI):
     every cold start for a page that few read.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, **settings: Any) -> None:
         super().__init__(
             title="CLIP encoder",
             version=__version__,
             description="An image or a text in, the embedding of OpenAI CLIP "
             f"{encoder.model.name} out: {encoder.model.embedding_size} numbers, of length 1.",
             redirect_slashes=False,  # `Addresses` leaves a slash at the end out
+            **settings,
         )
         self._embedding_size = encoder.model.embedding_size
 
@@ -50,18 +55,41 @@ class Service(FastAPI):
 
 def create_app(encoder: Encoder) -> FastAPI:
     """Build the service around a loaded encoder."""
-    app, admission = Service(encoder), Admission(encoder.config)
-    _add_wrappers(app, encoder)
+    admission = Admission(encoder.config)
+    server = _web_server(encoder, admission)
+    app = Service(encoder, **(server.settings() if server else {}))
+    _add_wrappers(app, encoder, server)
     _add_error_responses(app)
     _add_image_routes(app, encoder, admission)
     _add_text_routes(app, encoder, admission)
     _add_rank_route(app, encoder, admission)
     openai.add_routes(app, encoder, admission)
     _add_health_route(app, encoder)
+    if server:
+        server.add_routes(app)
+    if _has_page(encoder):
+        from handler.http.page import add_page  # here, so that no cold start without it pays for it
+
+        add_page(app)
     return app
 
 
-def _add_wrappers(app: FastAPI, encoder: Encoder) -> None:
+def _web_server(encoder: Encoder, admission: Admission) -> "WebServer | None":
+    """What a web server has besides the service; None on Lambda."""
+    if on_lambda():
+        return None
+    from handler.http.server import WebServer  # here, so that no cold start pays for it
+
+    return WebServer(encoder, admission)
+
+
+def _has_page(encoder: Encoder) -> bool:
+    """Whether the page to try the service on is wanted."""
+    wanted = encoder.config.page
+    return wanted == "on" or (wanted == "auto" and not on_lambda())
+
+
+def _add_wrappers(app: FastAPI, encoder: Encoder, server: "WebServer | None") -> None:
     """Put what stands around every request around it, from the inside out."""
     app.add_middleware(Faults)
     app.add_middleware(openai.Errors)
@@ -78,7 +106,8 @@ def _add_wrappers(app: FastAPI, encoder: Encoder) -> None:
             expose_headers=["X-Clip-Fingerprint", "X-Clip-Truncated", "X-Request-Id"],
         )
     app.add_middleware(Heads)
-    app.add_middleware(LogLines, fingerprint=encoder.fingerprint)
+    observe = server.observe if server else None
+    app.add_middleware(LogLines, fingerprint=encoder.fingerprint, observe=observe)
     app.add_middleware(Addresses, base_path=encoder.config.base_path)
 
 
@@ -197,7 +226,7 @@ def _add_error_responses(app: FastAPI) -> None:
     @app.exception_handler(404)
     async def not_found(_: Request, error: HTTPException) -> Response:
         telemetry.note(code="not_found")
-        body = {"code": "not_found", "detail": f"there is only {_operations(app)}, GET /docs"}
+        body = {"code": "not_found", "detail": f"there is only {_operations(app)}"}
         return JSONResponse(body, status_code=404)
 
     @app.exception_handler(405)
@@ -212,4 +241,6 @@ def _add_error_responses(app: FastAPI) -> None:
 def _operations(app: FastAPI) -> str:
     """What can be asked of the service: ``POST /encode_image`` and so on."""
     routes = [route for route in app.routes if isinstance(route, APIRoute)]
-    return ", ".join(f"{method} {route.path}" for route in routes for method in route.methods or ())
+    paths = [route for route in routes if not route.path.startswith("/docs")]
+    named = [f"{method} {route.path_format}" for route in paths for method in route.methods or ()]
+    return ", ".join([*named, "GET /docs"])

@@ -3,7 +3,7 @@
 import logging
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -71,10 +71,19 @@ def _split_path(path: str, base_path: str, event: Mapping[str, Any]) -> tuple[st
 class LogLines:
     """Writes one line for each request, and gives every answer the headers that all have."""
 
-    def __init__(self, app: ASGIApp, fingerprint: str) -> None:
-        """Take the fingerprint for those answers that do not name their own."""
+    def __init__(
+        self,
+        app: ASGIApp,
+        fingerprint: str,
+        observe: Callable[[Mapping[str, Any]], None] | None = None,
+    ) -> None:
+        """Take the fingerprint for those answers that do not name their own.
+
+        `observe` is given what the line says, once the request is over.
+        """
         self.app = app
         self.fingerprint = fingerprint.encode()
+        self.observe = observe
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Note what came and what was answered."""
@@ -99,6 +108,8 @@ class LogLines:
                 await send(message)
 
             await self.app(scope, receive, send_with_headers)
+        if self.observe:
+            self.observe(record)
 
 
 def _open_record(scope: Scope) -> AbstractContextManager[dict[str, Any]]:

@@ -23,6 +23,7 @@ import time
 import weakref
 from typing import Protocol
 
+from handler import telemetry
 from handler.config import Config, available_cpus
 from handler.errors import (
     ClipError,
@@ -176,20 +177,25 @@ class Sandbox:
         try:
             decoded = process.decode(data, kind, limits, spend)
         except Ended:
-            raise self._reason(self._zygote.end(process), kind, spend) from None
+            raise self._reason(self._give_up(process), kind, spend) from None
         except Garbled:
-            self._zygote.end(process)
+            self._give_up(process)
             # Perhaps it is the rest of an answer to the image before.
             error = InvalidImage(f"the {kind} image is corrupt: its decoder answers nonsense")
             raise _Inconclusive(error) from None
         except (ImageTooCostly, Overloaded):
-            self._zygote.end(process)  # what it still does or holds is not known
+            self._give_up(process)  # what it still does or holds is not known
             raise
         except ClipError:
             self._idle.append(process)  # it has refused an image, and is sound
             raise
         self._idle.append(process)
         return decoded
+
+    def _give_up(self, process: Process) -> int | None:
+        """End a process that an image ended or spoilt; how it ended, as `Zygote.end` says it."""
+        telemetry.count(decoders_killed=1)
+        return self._zygote.end(process)
 
     def _fork(self) -> Process:
         return self._zygote.fork(self._megabytes, self._seconds, self._side)

@@ -1,6 +1,5 @@
 """Images in, unit vectors out."""
 
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +12,7 @@ import numpy as np
 from handler import telemetry
 from handler.budget import Budget
 from handler.config import Config, available_cpus
-from handler.engines import Embedding, Embeddings, Engine, Pixels
+from handler.engines import Embedding, Embeddings, Engine, Pixels, Turns
 from handler.images import s3
 from handler.images.s3 import File, Image
 from handler.images.sandbox import Decoder
@@ -39,7 +38,7 @@ class ImageTower:
         model: Model,
         config: Config,
         decoder: Decoder,
-        one_at_a_time: threading.Lock,
+        one_at_a_time: Turns,
     ) -> None:
         """Take a loaded engine and a decoder, and run the self-check.
 

@@ -13,7 +13,7 @@ import numpy as np
 from handler import telemetry
 from handler.budget import Budget
 from handler.config import Config
-from handler.engines import Embedding, Embeddings, Engine, TokenIds, load_engine
+from handler.engines import Embedding, Embeddings, Engine, TokenIds, Turns, load_engine
 from handler.errors import ModelUnhealthy
 from handler.model import Model
 from handler.outcome import Outcome
@@ -41,7 +41,7 @@ class TextTower:
 
     name = "text"
 
-    def __init__(self, model: Model, config: Config, one_at_a_time: threading.Lock) -> None:
+    def __init__(self, model: Model, config: Config, one_at_a_time: Turns) -> None:
         """Who holds `one_at_a_time` may use the engine."""
         self.fault: str | None = None
         """What is known to be wrong, in words for the log; None: nothing, or nobody looked yet."""

@@ -20,6 +20,7 @@ import pytest
 from botocore.config import Config as BotoConfig
 from PIL import Image
 
+from clip_encoder import Client, EncoderError
 from events.generate import HERE, PHOTO
 from handler.encoder import Encoder
 from handler.engines import Embedding
@@ -129,6 +130,15 @@ def test_errors(
     assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
+def test_the_client_over_http(api: httpx.Client, vector: Embedding) -> None:
+    with Client(str(api.base_url)) as client:
+        results = list(client.encode_images([PHOTO, b"no image", PHOTO]))
+        assert [result.code for result in results] == [None, "not_an_image", None]
+        assert_same(results[2].get(), vector)
+        assert_same(client.encode_image(PHOTO), vector)
+        assert client.health()["weights"] == "synthetic"
+
+
 @pytest.mark.parametrize("form", ["multipart", "raw"])
 def test_a_photograph_of_4_mb_arrives_byte_for_byte(
     api: httpx.Client, outside: Encoder, form: str
@@ -185,6 +195,21 @@ def backend(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     )
     with _serving("start-lambda", template, log) as address:
         yield boto3.client("lambda", endpoint_url=address, region_name="us-east-1", config=config)
+
+
+def test_the_client_without_http(
+    backend: Any, vector: Embedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, SAM_ENVIRONMENT[name])
+    monkeypatch.setenv("AWS_ENDPOINT_URL_LAMBDA", backend.meta.endpoint_url)
+    with Client("lambda://Function") as client:
+        results = list(client.encode_images([PHOTO, b"no image", PHOTO]))
+        assert [result.code for result in results] == [None, "not_an_image", None]
+        assert_same(results[2].get(), vector)
+        assert_same(client.encode_image(PHOTO), vector)
+        with pytest.raises(EncoderError, match="not_an_image"):
+            client.encode_image(b"no image")
 
 
 @pytest.mark.parametrize("name", EVENTS)

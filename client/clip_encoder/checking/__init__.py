@@ -1,0 +1,1 @@
+"""Whether two services make the same vectors, and if not, why."""
