@@ -378,7 +378,7 @@ def test_another_fingerprint_in_the_middle_of_a_run_raises(connect: Connect) -> 
     with (
         peer(answer) as service,
         connect(service.address, concurrency=1) as client,
-        pytest.raises(FingerprintChanged, match=r"of 32, and the service makes .* of 1:"),
+        pytest.raises(FingerprintChanged, match=r"of (32|1), and the service makes .* of (1|32):"),
     ):
         list(client.encode_images([b"x"] * 33))
 
