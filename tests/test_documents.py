@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import time
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 
 import httpx
 import numpy as np
+import playwright
 import pytest
 
 from events.generate import PHOTO
@@ -32,13 +32,14 @@ from handler.events.output import Entry
 from handler.images.s3 import Source
 from tests import documents
 from tests.aws import aws
-from tests.conftest import ROOT, free_port, require, wait_for
+from tests.conftest import ROOT, free_port, wait_for
 from tests.test_errors import LEAVES
 from tests.test_imports import FLOORS
 
 SERVED = "localhost:3000"
 """Where the documents say that the service is."""
-NODE = shutil.which("node")
+NODE = Path(playwright.__file__).parent / "driver" / "node"
+"""Playwright brings a Node of its own."""
 
 
 def _commands() -> list[tuple[str, str, str]]:
@@ -216,7 +217,6 @@ def test_the_python_examples_print_what_their_comments_say(
 
 
 def test_the_javascript_for_node_prints_what_its_comment_says(served: Run, folder: Path) -> None:
-    require("node", NODE, "there is no Node on this machine")
     (code,) = (code for _, code in documents.blocks("js") if "node:fs" in code)
     (folder / "example.mjs").write_text(served.here(code))
     assert _node(folder, "example.mjs") == re.findall(r"console.log\(.*// (.*)", code)
@@ -226,7 +226,6 @@ def test_the_javascript_for_browsers_gives_cosines(
     served: Run, folder: Path, encoder: Encoder
 ) -> None:
     """Node has the browser's `fetch` and `FormData`; the element with the files is made up."""
-    require("node", NODE, "there is no Node on this machine")
     (code,) = (code for _, code in documents.blocks("js") if "node:fs" not in code)
     code += """
 import { openAsBlob } from "node:fs";
