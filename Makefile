@@ -27,12 +27,13 @@ help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1 - /p' Makefile
 
 run: $(EXPORTER) $(EXPORTED)  ## serve on PORT=3000, for this machine alone unless HOST=0.0.0.0 (WEIGHTS=openai|synthetic, PROFILE=exact|fast, MODEL=ViT-L/14, MODEL_DIR=model)
-	$(SERVE)
+	$(SETTINGS) $(BIN)/python -m handler.serve $(ADDRESS)
 
 dev: $(EXPORTER) $(EXPORTED)  ## the same, and loaded again whenever a file of handler/ changes
-	$(SERVE) --reload --reload-dir handler
+	$(SETTINGS) $(BIN)/uvicorn handler.main:app --no-access-log --reload --reload-dir handler $(ADDRESS)
 
-SERVE = CLIP_PROFILE=$(PROFILE) CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/uvicorn handler.main:app --no-access-log --host $(HOST) --port $(PORT)
+SETTINGS = CLIP_PROFILE=$(PROFILE) CLIP_MODEL_DIR=$(MODEL_DIR)
+ADDRESS  = --host $(HOST) --port $(PORT)
 
 model: $(EXPORTER)  ## export the model again, into MODEL_DIR (CHECKPOINT=FILE for weights of your own, PROFILE=fast: int8 too, MODEL=ViT-B/32)
 	$(BIN)/python -m export --out $(MODEL_DIR) $(EXPORT)

@@ -1,4 +1,4 @@
-"""``python -m benchmarks``: measure everything, print the README's table, write JSON and chart.
+"""``python -m benchmarks``: measure everything; write JSON, chart and the tables of the documents.
 
 Subjects take turns (A B C A B C ...), and each cold start is a process of its own. Raw times are
 kept; ``report`` takes medians and spread of them.
@@ -425,16 +425,19 @@ def main() -> None:
         "--cache", type=Path, default=Path(".cache/benchmark"), help="inputs are kept here"
     )
     parser.add_argument(
-        "--out", type=Path, default=HERE / "results", help="folder for JSON and chart"
+        "--out", type=Path, help="folder for JSON and chart; without it those of the documents"
     )
     options = parser.parse_args()
     inputs = options.cache.resolve()
     prepare(inputs)
     subjects = ["baseline", *OURS, *(["fastembed"] if find_spec("fastembed") else [])]
     results = Run(QUICK if options.quick else FULL, subjects, inputs).all()
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "latest.json").write_text(json.dumps(results, indent=1))
-    (options.out / "latest.svg").write_text(chart.chart(results))
+    out = options.out or HERE / "results"
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "latest.json").write_text(json.dumps(results, indent=1))
+    (out / "latest.svg").write_text(chart.chart(results))
+    if options.out is None:
+        report.write_pages(results)
     print(report.table(results))
 
 

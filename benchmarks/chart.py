@@ -1,4 +1,4 @@
-"""Raw times -> the README's picture of the tables' main rows."""
+"""Raw times -> the picture of the main rows of the tables."""
 
 from statistics import median
 

@@ -136,7 +136,8 @@ def _proportional_megabytes(pid: int) -> float:
 
 def _kilobytes(pid: int, file: str, field: str) -> int:
     lines = Path(f"/proc/{pid}/{file}").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field))
+    # A process that has ended, but was not waited for yet, has no memory and no such line.
+    return next((int(line.split()[1]) for line in lines if line.startswith(field)), 0)
 
 
 @contextlib.contextmanager

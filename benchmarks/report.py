@@ -1,5 +1,11 @@
-"""Raw times -> the README's tables, and dollars."""
+"""Raw times -> the figures of the documents, and dollars.
 
+``python -m benchmarks.report`` writes those of the latest results into the pages that show them.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
 from statistics import fmean, median, quantiles
 from typing import Any
 
@@ -8,6 +14,12 @@ from benchmarks.measure import OURS
 from benchmarks.servers import CLIENTS, SERVERS
 
 Results = dict[str, Any]
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "latest.json"
+BEGIN = "<!-- figures: `python -m benchmarks.report` writes them -->"
+END = "<!-- end of the figures -->"
+"""What stands before and behind the figures of a page."""
 
 SUBJECTS = ("baseline", "fastembed", *OURS)
 GB_SECOND = {"x86": 0.0000166667, "arm64": 0.0000133334}
@@ -111,7 +123,7 @@ class Table:
 
 
 def table(results: Results) -> str:
-    """The README's tables, in Markdown."""
+    """All tables, in Markdown."""
     starts = results["cold start"]
     subjects = [name for name in SUBJECTS if name in starts["warm"]]
     rows = Table("what is measured", subjects, "baseline")
@@ -135,7 +147,8 @@ def table(results: Results) -> str:
     parts = [
         heading(results),
         "\n".join(rows.lines),
-        _texts(results, subjects),
+        # Results that are older than the text tower have none of it.
+        *([_texts(results, subjects)] if "texts" in results else []),
         _servers(results),
         _split(results),
         _sandbox(results),
@@ -389,3 +402,71 @@ def _cost(results: Results, subjects: list[str]) -> str:
             cells.append(f"{x86:.2f} / {arm64:.2f}{UNMEASURED} ({milliseconds})")
         lines.append(f"| {int(memory):,} MB ({int(memory) / 1769:.2f} CPU) | {' | '.join(cells)} |")
     return "\n".join([*lines, "", ARM64])
+
+
+def profiles(results: Results) -> str:
+    """What the two profiles take, beside the baseline, in the few rows that decide between them."""
+    warm, starts = results["warm"]["1"], results["cold start"]["warm"]
+    cold = {name: median(row["seconds"] for row in rows) for name, rows in starts.items()}
+    peak = {name: median(row["peak_mb"] for row in rows) for name, rows in starts.items()}
+    lines = ["| | baseline | `exact` | `fast` |", "|---|---:|---:|---:|"]
+    for image in ("640x480 JPEG", "12 MP JPEG"):
+        times = {name: median(warm[image][name]) for name in ("baseline", *OURS)}
+        lines.append(_beside(f"{image}, one thread", times, 1e3, "{:.0f} ms"))
+    lines.append(_beside("cold start to the first vector", cold, 1, "{:.2f} s"))
+    lines.append(_beside("peak memory, one image", peak, 1, "{:,.0f} MB", ratio="{:.1f}x less"))
+    cost = results["cost"].get("1769")
+    if cost:
+        title = "dollars for a million requests, 1,769 MB, x86"
+        dollars = {
+            name: dollars_per_million(median(cost[name]), 1769, "x86")
+            for name in ("baseline", *OURS)
+        }
+        lines.append(_beside(title, dollars, 1, "{:.2f}", ratio="{:.1f}x less"))
+    return "\n".join(lines)
+
+
+def _beside(
+    title: str, values: dict[str, float], scale: float, form: str, ratio: str = "{:.1f}x faster"
+) -> str:
+    """A row of `profiles`: the baseline's value, and ours with how much better they are."""
+    base = values["baseline"]
+    cells = [form.format(base * scale)]
+    cells += [f"{form.format(values[n] * scale)}, {ratio.format(base / values[n])}" for n in OURS]
+    return f"| {title} | {' | '.join(cells)} |"
+
+
+def sentence(results: Results) -> str:
+    """The one figure of the README."""
+    times = results["warm"]["1"]["640x480 JPEG"]
+    baseline, exact, fast = (f"{median(times[name]) * 1e3:.0f}" for name in ("baseline", *OURS))
+    return (
+        f"A photograph of 640x480 takes {exact} ms on one CPU, where the old recipe takes "
+        f"{baseline}; {fast} ms in the profile `fast`."
+    )
+
+
+PAGES: dict[str, Callable[[Results], str]] = {
+    "docs/performance.md": lambda results: f"\n\n{table(results)}\n",
+    "docs/models.md": lambda results: f"\n\n{profiles(results)}\n\n",
+    "README.md": sentence,
+}
+"""The pages with figures, and what makes them."""
+
+
+def into_page(name: str, page: str, results: Results) -> str:
+    """The text of a page, with the figures of `results` in the place of those that it has."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}{PAGES[name](results)}{END}{after}"
+
+
+def write_pages(results: Results) -> None:
+    """Put the figures of `results` into the documents."""
+    for name in PAGES:
+        page = ROOT / name
+        page.write_text(into_page(name, page.read_text(), results))
+
+
+if __name__ == "__main__":
+    write_pages(json.loads(RESULTS.read_text()))

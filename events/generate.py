@@ -1,7 +1,7 @@
 """``python -m events.generate``: one event file for every way in, from ``photo.jpg``.
 
 Shapes are those AWS sends (``sam local generate-event`` and the developer guides). The tests, ``sam
-local invoke -e`` and the README use the same files. ``photo.jpg`` is scikit-image's ``chelsea``
+local invoke -e`` and the documents use the same files. ``photo.jpg`` is scikit-image's ``chelsea``
 (CC0, by Stefan van der Walt), 451 x 300, which is not square so that mistakes in cropping show.
 """
 

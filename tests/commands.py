@@ -1,4 +1,4 @@
-"""The README's ``aws`` and ``sam`` commands: as a shell hands them over, and held to AWS's own
+"""The documents' ``aws`` and ``sam`` commands: as a shell hands them over, and held to AWS's own
 models.
 
 All its shell blocks are run by bash, one after the other, with recorders in the place of every
@@ -21,10 +21,10 @@ from botocore.model import ListShape, MapShape, OperationModel, Shape, Structure
 from botocore.validate import ParamValidator
 from cfnlint.decode import cfn_yaml
 
+from tests import documents
 from tests.conftest import ROOT
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "operations.md"]
-RECORDED = ("aws", "sam", "curl", "docker", "make")
+RECORDED = ("aws", "sam", "curl", "docker", "make", "pip", "clip-encoder", "kubectl")
 
 GLOBAL = {"--query": 1, "--output": 1, "--region": 1, "--profile": 1, "--cli-binary-format": 1}
 """The AWS CLI's own options for every command, and how many values they take."""
@@ -60,13 +60,8 @@ NOTIFICATIONS = {
 """What the bucket had before."""
 
 
-def text() -> str:
-    """All documents, one after the other."""
-    return "\n".join(document.read_text() for document in DOCUMENTS if document.exists())
-
-
 def run(directory: Path) -> list[list[str]]:
-    """Every ``aws`` and ``sam`` command of the documents' shell blocks, run in `directory`."""
+    """Every command of the documents' shell blocks that would reach out, run in `directory`."""
     log, programs = directory / "log", directory / "bin"
     programs.mkdir()
     (directory / ".venv").symlink_to(directory)  # .venv/bin/python, which would make an index
@@ -74,7 +69,7 @@ def run(directory: Path) -> list[list[str]]:
         code = RECORDER.format(name=name, log=str(log), notifications=NOTIFICATIONS)
         (programs / name).write_text(f"#!{sys.executable}\n{code}")
         (programs / name).chmod(0o755)
-    blocks = re.findall(r"^```sh\n(.*?)^```", text(), re.DOTALL | re.MULTILINE)
+    blocks = [code for _, code in documents.blocks("sh")]
     script = "\n".join(["set -eu -o pipefail", *blocks])
     environment = {"PATH": f"{programs}:/usr/local/bin:/usr/bin:/bin", "HOME": str(directory)}
     done = subprocess.run(
@@ -87,13 +82,12 @@ def run(directory: Path) -> list[list[str]]:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    commands = [json.loads(line) for line in log.read_text().splitlines()]
-    return [command for command in commands if command[0] in ("aws", "sam")]
+    return [json.loads(line) for line in log.read_text().splitlines()]
 
 
 def inline() -> list[list[str]]:
     """Those that stand in a sentence."""
-    prose = re.sub(r"^```.*?^```", "", text(), flags=re.DOTALL | re.MULTILINE)
+    prose = documents.without_blocks(documents.text())
     return [code.split() for code in re.findall(r"`((?:aws|sam) [^`]+)`", prose)]
 
 
@@ -104,7 +98,7 @@ def outputs_named(commands: Iterable[Sequence[str]]) -> set[str]:
         for command in commands
         for name in re.findall("OutputKey=='([^']*)'", " ".join(command))
     }
-    return asked | set(re.findall(r"\boutput `([A-Z]\w+)`", text()))
+    return asked | set(re.findall(r"\boutput\s`([A-Z]\w+)`", documents.text()))
 
 
 # --- aws ------------------------------------------------------------------------------------------

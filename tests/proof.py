@@ -618,7 +618,7 @@ def _function(plain: Encoder, log: Path, output: str, rng: random.Random) -> Ite
 
 
 def _vectors(cloud: SimpleNamespace) -> list[tuple[str, np.ndarray[Any, Any]]]:
-    """All that lies in the bucket of files, as the README reads it, and in the index."""
+    """All that lies in the bucket of files, as docs/batch.md reads it, and in the index."""
     found = newest(take_vectors(cloud.s3))
     listed = cloud.s3vectors.list_vectors(
         vectorBucketName="proof", indexName="clip", returnData=True

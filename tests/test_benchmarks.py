@@ -409,6 +409,26 @@ def test_engines_show_speed_and_exactness_or_why_they_did_not_run() -> None:
     assert "OpenVINO, bf16 was not measured: Unsuitable: this processor has no bf16." in text
 
 
+@pytest.mark.parametrize("name", report.PAGES)
+def test_the_pages_have_the_figures_of_the_latest_results(name: str) -> None:
+    """`python -m benchmarks.report` makes it so."""
+    page = (ROOT / name).read_text()
+    assert report.into_page(name, page, json.loads(report.RESULTS.read_text())) == page
+    assert report.into_page(name, page, results()) != page
+
+
+def test_the_profiles_are_shown_beside_the_baseline() -> None:
+    text = report.profiles(results())
+    assert (
+        "| 640x480 JPEG, one thread | 200 ms | 100 ms, 2.0x faster | 50 ms, 4.0x faster |" in text
+    )
+    assert "| cold start to the first vector | 0.20 s | 0.10 s, 2.0x faster |" in text
+    assert "| peak memory, one image | 100 MB | 100 MB, 1.0x less | 100 MB, 1.0x less |" in text
+    assert "takes 100 ms on one CPU, where the old recipe takes 200; 50 ms" in report.sentence(
+        results()
+    )
+
+
 def test_what_arm64_costs_is_marked_as_not_measured() -> None:
     found = results()
     (row,) = lines(found, "| 1,769 MB")

@@ -59,7 +59,7 @@ def test_the_engine_works_for_one_request_at_a_time(
     assert watched.most == 1
 
 
-# What the README promises of each precision; `fp16` is what torch uses on a GPU.
+# What docs/models.md promises of each precision; `fp16` is what torch uses on a GPU.
 LIMITS = {"fp32": 0.9999, "fp16": 0.999, "int8": 0.997}
 
 

@@ -144,8 +144,8 @@ def test_both_of_prometheus_formats(client: httpx.Client) -> None:
     assert "_created" not in plain.text + newer.text
 
 
-def test_the_readme_names_every_metric_of_the_service(client: httpx.Client) -> None:
-    named = re.findall(r"`(clip_[a-z_]+)", (ROOT / "README.md").read_text())
+def test_the_page_names_every_metric_of_the_service(client: httpx.Client) -> None:
+    named = re.findall(r"`(clip_[a-z_]+)", (ROOT / "docs/server.md").read_text())
     served = {family.name for family in parse(client.get("/metrics").text)}
     ours = {name for name in served if name.startswith("clip_")}
     assert {name.removesuffix("_total") for name in named} == ours

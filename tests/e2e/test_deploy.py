@@ -25,7 +25,7 @@ from tests.e2e.conftest import SAM, SAM_ENVIRONMENT, run
 STACK = "clip-image-encoder"
 REPOSITORY = "123456789012.dkr.ecr.us-east-1.amazonaws.com/clip"
 SAFE = ["--parameter-overrides", "BatchBucket=shop-photos", "--save-params"]
-"""As the README says it."""
+"""As docs/deploy.md says it."""
 BATCHES = {"Queue", "DeadLetterQueue", "VectorsBucket", "BatchFunction", "StateMachine"}
 
 
@@ -151,9 +151,7 @@ def test_deployments_as_the_readme_says_lose_nothing(project: Project) -> None:
 
 
 def test_without_saving_the_next_plain_deployment_takes_the_queues_away(project: Project) -> None:
-    """Why the README says ``--save-params``: the answers to ``--guided`` are sent again, each of
-    them.
-    """
+    """Why docs/deploy.md says ``--save-params``: all answers to ``--guided`` are sent again."""
     project.guided()
     project.deploy("--parameter-overrides", "BatchBucket=shop-photos")
     assert project.resources() > BATCHES
@@ -165,7 +163,7 @@ def test_without_saving_the_next_plain_deployment_takes_the_queues_away(project:
 def test_a_second_guided_deployment_proposes_the_defaults_for_what_was_not_saved_last(
     project: Project,
 ) -> None:
-    """Why the README says to run ``--guided`` once: it does not ask the stack what it has."""
+    """Why docs/deploy.md says to run ``--guided`` once: it does not ask the stack what it has."""
     project.guided()
     project.deploy(*SAFE)
     project.deploy("--parameter-overrides", "MemorySize=1769", "--save-params")

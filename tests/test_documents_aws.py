@@ -1,4 +1,4 @@
-"""The README's aws and sam commands exist as written: services, options, JSON, parameters and
+"""The documents' aws and sam commands exist as written: services, options, JSON, parameters and
 outputs.
 """
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from cfnlint.decode import cfn_yaml
 
-from tests import commands
+from tests import commands, documents
 from tests.conftest import ROOT
 
 TEMPLATE = cfn_yaml.load(str(ROOT / "template.yaml"))
@@ -35,6 +35,14 @@ def test_every_aws_command_in_a_sentence_is_one() -> None:
     for command in commands.inline():
         if command[0] == "aws":
             commands.check_aws(command, whole=any(word.startswith("--") for word in command))
+
+
+def test_every_command_of_the_command_line_is_one(run: list[list[str]]) -> None:
+    cli = pytest.importorskip("clip_encoder.cli")
+    found = [command[1:] for command in run if command[0] == "clip-encoder"]
+    assert {words[0] for words in found} >= {"encode", "similar", "check"}
+    for words in found:
+        cli.parser().parse_args(words)  # which ends the test where it does not understand
 
 
 def test_what_is_put_back_holds_what_the_bucket_had(run: list[list[str]]) -> None:
@@ -68,8 +76,8 @@ def test_every_output_is_the_templates(run: list[list[str]]) -> None:
 
 
 def test_every_parameter_of_the_template_is_in_the_table() -> None:
-    readme = (ROOT / "README.md").read_text()
-    table = readme[readme.index("| parameter | default |") : readme.index("- **arm64**")]
+    page = documents.read("docs/deploy.md")
+    table = page[page.index("| parameter | default |") : page.index("- **arm64**")]
     shown: dict[str, str] = {}
     for row in re.findall(r"^\| `.*", table, re.MULTILINE):
         _, names, defaults, *_ = (cell.strip().replace("`", "") for cell in row.split("|"))
@@ -82,7 +90,7 @@ def test_every_parameter_of_the_template_is_in_the_table() -> None:
 
 
 def test_the_sum_of_the_costs_is_their_sum() -> None:
-    text = (ROOT / "docs" / "operations.md").read_text()
+    text = documents.read("docs/operations.md")
     table = text[text.index("## What it costs") : text.index("**sum**")]
     lines = [float(cell) for cell in re.findall(r"\| (\d+\.\d\d) \|$", table, re.MULTILINE)]
     assert len(lines) == 8
@@ -153,6 +161,6 @@ def test_an_undefined_variable_of_a_shell_block_is_noticed(
 ) -> None:
     wrong = tmp_path / "wrong.md"
     wrong.write_text('```sh\naws sts get-caller-identity --profile "$nobody"\n```\n')
-    monkeypatch.setattr(commands, "DOCUMENTS", [wrong])
+    monkeypatch.setattr(documents, "PAGES", {"wrong.md": wrong})
     with pytest.raises(AssertionError, match="nobody: unbound variable"):
         commands.run(tmp_path)

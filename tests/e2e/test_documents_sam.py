@@ -1,4 +1,4 @@
-"""The README's sam commands have only sub-commands and options that the installed SAM CLI has."""
+"""The documents' sam commands have only sub-commands and options that the installed SAM CLI has."""
 
 import functools
 import re
