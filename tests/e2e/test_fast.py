@@ -64,7 +64,8 @@ def test_the_vector_is_near_the_exact_one_and_says_that_it_is_another(
 
 def test_it_holds_the_weights_of_its_own_profile_only(fast: str) -> None:
     files = docker("run", "--rm", "--entrypoint", "ls", fast, "model").stdout.split()
-    assert files == ["model.json", "visual.int8.onnx", "visual.int8.onnx.data"]
+    weights = [f"{tower}.int8.onnx{end}" for tower in ("text", "visual") for end in ("", ".data")]
+    assert files == ["model.json", *weights, "vocabulary.json"]
     (config,) = json.loads(docker("image", "inspect", fast).stdout)
     assert config["Config"]["Labels"]["clip.profile"] == "fast"
 
