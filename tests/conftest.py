@@ -5,6 +5,7 @@ sets it because there is no torch to export with, ``make mutants`` to save the t
 torch itself is skipped where it is not installed, and says so.
 """
 
+import asyncio
 import base64
 import contextlib
 import copy
@@ -19,11 +20,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 import numpy as np
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
     from export.checkpoint import Reference
     from export.parity import Sample
     from tests.slow import Slow
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
 SIDE = 224
@@ -375,6 +378,12 @@ def _save_coverage(client: httpx.Client, emulator_pid: int) -> None:
         os.kill(runtime, signal.SIGTERM)
     with contextlib.suppress(httpx.HTTPError):
         client.post(INVOKE, json={"action": "health"}, timeout=10)
+
+
+def in_a_loop(scenario: Coroutine[Any, Any, T]) -> T:
+    """As `asyncio.run`, which would leave this thread without the loop that Mangum expects."""
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        return runner.run(scenario)
 
 
 def free_port() -> int:

@@ -152,8 +152,9 @@ def test_a_proxy_before_the_plain_server(encoder: Encoder, client: httpx.Client)
         for path in ("/images/docs", "/docs"):
             assert schema_in(based.get(path).text) == "/images/openapi.json"
         assert based.get("/images/openapi.json").json()["servers"] == [{"url": "/images"}]
-        for path in ("/imageshealth", "/images", "/images/images/health", "/images/"):
+        for path in ("/imageshealth", "/images", "/images/images/health"):
             assert based.get(path).status_code == 404
+        assert based.get("/images/").text.startswith("<!doctype html>")  # the page
     assert client.get("/images/health").status_code == 404
 
 

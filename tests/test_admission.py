@@ -2,8 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
 
 import pytest
 from fastapi import Request, Response
@@ -14,6 +13,7 @@ from handler.config import Config, available_cpus
 from handler.errors import BodyTooLarge, BodyTooSlow, NotAnImage, Overloaded
 from handler.http.admission import Admission, Bodies
 from handler.http.bodies import Body
+from tests.conftest import in_a_loop
 
 
 class Sender:
@@ -50,15 +50,6 @@ def run(scenario: Callable[[Bodies], Awaitable[None]]) -> None:
         await scenario(Bodies(Config(max_body_bytes=10)))
 
     in_a_loop(with_bodies())
-
-
-def in_a_loop(scenario: Coroutine[Any, Any, None]) -> None:
-    """As `asyncio.run`, which would leave this thread without the loop that Mangum expects."""
-    loop = asyncio.new_event_loop()
-    try:
-        loop.run_until_complete(scenario)
-    finally:
-        loop.close()
 
 
 async def all_leave(senders: Iterable[Sender]) -> None:

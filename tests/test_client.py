@@ -1,6 +1,5 @@
 """The client against the real server, the real Lambda runtime, and peers that misbehave."""
 
-import asyncio
 import io
 import socket
 import threading
@@ -29,7 +28,7 @@ from clip_encoder.batching import Batcher, Item, batches
 from clip_encoder.retries import pause, retry_after
 from export import images
 from handler.encoder import Encoder
-from tests.conftest import free_port, serve, with_settings
+from tests.conftest import free_port, in_a_loop, serve, with_settings
 from tests.peers import Reply, Request, in_turn, peer, vector
 
 SOON = {"retry-after": "0.01"}
@@ -52,21 +51,21 @@ class Awaited:
             async with self._connect() as client:
                 return await client.encode_image(image)
 
-        return asyncio.run(run())
+        return in_a_loop(run())
 
     def encode_images(self, images: Iterable[Any]) -> Iterator[Result]:
         async def run() -> list[Result]:
             async with self._connect() as client:
                 return [result async for result in client.encode_images(images)]
 
-        return iter(asyncio.run(run()))
+        return iter(in_a_loop(run()))
 
     def health(self) -> dict[str, Any]:
         async def run() -> dict[str, Any]:
             async with self._connect() as client:
                 return await client.health()
 
-        return asyncio.run(run())
+        return in_a_loop(run())
 
 
 Connect = Callable[..., Client | Awaited]
@@ -158,7 +157,7 @@ def test_an_async_source(url: str, photo: bytes, encoder: Encoder) -> None:
         async with AsyncClient(url) as client:
             return [result async for result in client.encode_images(photographs())]
 
-    results = asyncio.run(run())
+    results = in_a_loop(run())
     assert len(results) == 3
     np.testing.assert_allclose(results[2].get(), encoder.encode(photo), atol=1e-6)
 
@@ -240,7 +239,7 @@ def test_a_long_generator_is_taken_only_as_far_as_needed(asynchronous: bool) -> 
 
     with peer(_served) as service:
         if asynchronous:
-            assert asyncio.run(first(service.address)).index == 0
+            assert in_a_loop(first(service.address)).index == 0
         else:
             with Client(service.address, concurrency=2) as client:
                 assert next(client.encode_images(million())).index == 0

@@ -1,6 +1,5 @@
 """Texts and rankings through the client: over HTTP, to the real Lambda runtime, and in-process."""
 
-import asyncio
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from clip_encoder import AsyncClient, Client, EncoderError, FingerprintChanged
 from clip_encoder.cli import main
 from handler.encoder import Encoder
+from tests.conftest import in_a_loop
 from tests.peers import Reply, peer, vector
 
 LONG = "a photo of a cat and " * 30
@@ -113,7 +113,7 @@ def test_texts_with_asyncio(client: httpx.Client, encoder: Encoder, photo: bytes
             ranking = await asking.rank([photo], ["a cat", "a dog"])
             assert ranking.probabilities.shape == (1, 2)
 
-    asyncio.run(run())
+    in_a_loop(run())
 
 
 @pytest.mark.parametrize("item", [7, None, ["a"]])

@@ -18,7 +18,7 @@ from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.http import probes
 from handler.http.app import create_app
 from handler.model import Model
-from tests.conftest import image_tower, serve, with_engine, with_golden, with_settings
+from tests.conftest import image_tower, in_a_loop, serve, with_engine, with_golden, with_settings
 
 JPEG = {"content-type": "image/jpeg"}
 Answer = tuple[int, str]
@@ -96,7 +96,7 @@ def test_it_is_not_ready_before_it_serves_nor_after(encoder: Encoder) -> None:
             meanwhile = await ask_app(app, "/ready")
         return [before, meanwhile, await ask_app(app, "/ready")]
 
-    assert asyncio.run(scenario()) == [(503, "starting"), (200, "ready"), (503, "draining")]
+    assert in_a_loop(scenario()) == [(503, "starting"), (200, "ready"), (503, "draining")]
 
 
 def test_it_is_not_ready_from_the_moment_it_is_asked_to_end(encoder: Encoder) -> None:
@@ -114,7 +114,7 @@ def test_it_is_not_ready_from_the_moment_it_is_asked_to_end(encoder: Encoder) ->
 
     before = signal.signal(signal.SIGTERM, end)
     try:
-        assert asyncio.run(scenario()) == (503, "draining")
+        assert in_a_loop(scenario()) == (503, "draining")
         assert told == [signal.SIGTERM]
         assert signal.getsignal(signal.SIGTERM) is end
     finally:

@@ -392,7 +392,14 @@ def test_make_dev_serves_what_was_changed(model_dir: Path, tmp_path: Path) -> No
     """In a copy of the package, whose version is then another."""
     shutil.copytree(ROOT / "handler", tmp_path / "handler")
     (tmp_path / ".venv").symlink_to(ROOT / ".venv")
-    would_run = ["make", "--dry-run", "dev", f"PORT={free_port()}", f"MODEL_DIR={model_dir}"]
+    would_run = [
+        "make",
+        "--no-print-directory",
+        "--dry-run",
+        "dev",
+        f"PORT={free_port()}",
+        f"MODEL_DIR={model_dir}",
+    ]
     dry = subprocess.run(would_run, cwd=ROOT, capture_output=True, text=True, check=True)
     command = dry.stdout.splitlines()[-1]
     process = subprocess.Popen(["bash", "-c", command], cwd=tmp_path, start_new_session=True)
