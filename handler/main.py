@@ -40,9 +40,7 @@ with ThreadPoolExecutor(1) as thread:
     from handler.http.app import create_app
 encoder = loading.result()
 app = create_app(encoder)
-# Mangum answers every event in one event loop, the one that is set here. Without one, Python 3.11
-# would make it, 3.12 and 3.13 do so with a warning, and 3.14 refuses.
-asyncio.set_event_loop(asyncio.new_event_loop())
+_loop = asyncio.new_event_loop()
 # Mangum would run startup and shutdown around every single invocation; there is nothing to start.
 _http = Mangum(app, lifespan="off")
 gc.freeze()  # later searches leave out what is here now
@@ -66,6 +64,9 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
     with telemetry.request(kind, str(gateway or invocation)):
         if gateway:
             telemetry.note(lambda_request_id=invocation)
+        # Mangum answers in this thread's event loop, and Python 3.14 makes none. It is set each
+        # time, because what ran a loop of its own here meanwhile has left none.
+        asyncio.set_event_loop(_loop)
         try:
             return _http(_without_host(event), context)
         except Exception as error:  # Mangum could not read it: the app answers its own errors

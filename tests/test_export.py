@@ -318,6 +318,7 @@ def test_a_new_export_replaces_the_old(
     (out / "notes.txt").write_text("precious")
     one = dict(list(images.parity_images(SIDE).items())[:1])
     monkeypatch.setattr(images, "parity_images", lambda side: one)
-    assert export(["--checkpoint", loaded, "--out", str(out)]) == 0
-    assert {f.name for f in out.iterdir()} == FILES | {"model.json", "notes.txt"}
+    assert export(["--checkpoint", loaded, "--towers", "image", "--out", str(out)]) == 0
+    of_images = {name for name in FILES if name.startswith("visual.")}
+    assert {f.name for f in out.iterdir()} == of_images | {"model.json", "notes.txt"}
     assert json.loads((out / "model.json").read_text())["weights"] == "custom"
