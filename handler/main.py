@@ -41,6 +41,7 @@ with ThreadPoolExecutor(1) as thread:
 encoder = loading.result()
 app = create_app(encoder)
 _loop = asyncio.new_event_loop()
+asyncio.set_event_loop(_loop)  # Mangum looks for one already when it is made
 # Mangum would run startup and shutdown around every single invocation; there is nothing to start.
 _http = Mangum(app, lifespan="off")
 gc.freeze()  # later searches leave out what is here now

@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 import pytest
 
+pytest.importorskip("torch")
+
 from benchmarks import __main__ as benchmark
 from benchmarks import chart, engines, instructions, measure, report, servers, sizes
 from events.generate import MULTIPART, multipart, rest
