@@ -88,7 +88,8 @@ def run(directory: Path) -> list[list[str]]:
 def inline() -> list[list[str]]:
     """Those that stand in a sentence."""
     prose = documents.without_blocks(documents.text())
-    return [code.split() for code in re.findall(r"`((?:aws|sam) [^`]+)`", prose)]
+    found = re.findall(r"`((?:aws|sam) [^`]+)`", prose)
+    return [command.split() for code in found for command in code.split("&&")]
 
 
 def outputs_named(commands: Iterable[Sequence[str]]) -> set[str]:
