@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from typing import TypeVar, cast
+from typing import cast
 
 from handler import health, telemetry
 from handler.budget import Budget
@@ -21,8 +21,6 @@ from handler.towers.text import TextTower
 
 Item = Image | Tokens | Embedding
 """An image, a text's tokens, or a vector that is one already."""
-
-T = TypeVar("T")
 
 log = logging.getLogger("clip")
 
@@ -158,7 +156,7 @@ class Encoder:
             if isinstance(item.error, ModelUnhealthy):
                 item.get()  # it raises: a tower at fault is no fault of an item
         tokens = {i: item for i, item in enumerate(items) if isinstance(item.value, Tokens)}
-        images = {i: item for i, item in enumerate(items) if _is_image(item.value)}
+        images = {i: item for i, item in enumerate(items) if isinstance(item.value, Image)}
         outcomes = {i: cast(Outcome[Embedding], item) for i, item in enumerate(items)}
         telemetry.count(failed=sum(item.error is not None for item in items))
         if tokens:
@@ -178,10 +176,6 @@ class Encoder:
         if self.texts and self.texts.fingerprint and any(isinstance(v, Tokens) for v in values):
             found.append(self.texts.fingerprint)
         return found
-
-
-def _is_image(value: object) -> bool:
-    return isinstance(value, Image)
 
 
 def _failed(outcomes: Sequence[Outcome[Embedding]]) -> int:
