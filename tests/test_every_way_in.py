@@ -1,5 +1,6 @@
 """The same photograph through every way in gives the same 512 numbers."""
 
+import asyncio
 import base64
 import importlib
 import json
@@ -207,3 +208,10 @@ def test_an_http_event_with_a_bad_body_is_a_4xx(main: types.ModuleType) -> None:
     response = main.handler(request, None)
     assert response["statusCode"] == 400
     assert json.loads(response["body"])["code"] == "invalid_multipart"
+
+
+def test_an_http_event_after_another_loop_has_run_in_this_thread(main: types.ModuleType) -> None:
+    """`asyncio.run` and its like leave the thread without one, and Mangum needs one."""
+    asyncio.run(asyncio.sleep(0))
+    event = json.loads((HERE / "rest_base64_json.json").read_text())
+    assert main.handler(event, None)["statusCode"] == 200
