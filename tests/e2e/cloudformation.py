@@ -16,8 +16,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import boto3
 from cfnlint.decode import cfn_yaml
 
-from tests import stack
-from tests.test_template import Stack
+from tests import stack, templates
 
 
 class SamTransform:
@@ -44,7 +43,9 @@ class SamTransform:
         bucket, _, key = urlsplit(request.pop("TemplateURL")).path.lstrip("/").partition("/")
         text = self.s3.get_object(Bucket=bucket, Key=key)["Body"].read().decode()
         template = json.loads(json.dumps(cfn_yaml.loads(text)))
-        values = {name: str(p["Default"]) for name, p in template["Parameters"].items()}
+        values = {
+            name: str(p["Default"]) for name, p in template["Parameters"].items() if "Default" in p
+        }
         values |= self.values.get(request["StackName"], {}) | _given(request)
         self.values[request["StackName"]] = values
         template = resolve(template, values) | {"Metadata": {"Values": values}}
@@ -76,8 +77,9 @@ def resolve(template: Any, values: dict[str, str]) -> Any:
 
     policies = SimpleNamespace(load=dict)  # AWS's managed policies: the template names none
     template = transform(template, values, policies)
-    conditions, value = template["Conditions"], Stack(**values).resolve
-    holds = {name: stack.holds(conditions[name], conditions, value) for name in conditions}
+    name = "batch.yaml" if "ImageUri" in template["Parameters"] else "template.yaml"
+    deployed = templates.Stack(name, **values)
+    holds = {name: deployed.holds({"Condition": name}) for name in template["Conditions"]}
     for kind in ("Resources", "Outputs"):
         entries = template[kind].items()
         made = {name: entry for name, entry in entries if holds.get(entry.get("Condition"), True)}

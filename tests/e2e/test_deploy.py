@@ -17,16 +17,15 @@ from typing import Any
 
 import boto3
 import pytest
-from cfnlint.decode import cfn_yaml
 
+from tests import templates
 from tests.conftest import ROOT, free_port, require, wait_for
 from tests.e2e.conftest import SAM, SAM_ENVIRONMENT, run
 
-STACK = "clip-image-encoder"
+SERVICE, BATCH = "clip-image-encoder", "clip-image-encoder-batch"
 REPOSITORY = "123456789012.dkr.ecr.us-east-1.amazonaws.com/clip"
-SAFE = ["--parameter-overrides", "BatchBucket=shop-photos", "--save-params"]
-"""As docs/deploy.md says it."""
-BATCHES = {"Queue", "DeadLetterQueue", "VectorsBucket", "BatchFunction", "StateMachine"}
+BATCH_PARAMETERS = [f"ImageUri={REPOSITORY}:build-1", "ImageBucket=shop-photos"]
+NEEDED = {"Queue", "DeadLetterQueue", "VectorsBucket", "BatchFunction", "StateMachine"}
 
 
 class Project:
@@ -53,6 +52,8 @@ class Project:
         assert head in settings
         settings = settings.replace(head, f'{head}image_repository = "{REPOSITORY}"\n')
         (directory / "samconfig.toml").write_text(settings)
+        for name in ("batch.yaml", "batch.asl.json"):
+            shutil.copy(ROOT / name, directory)
 
     def build(self) -> None:
         """Leave what ``sam build`` would, with an image that is in its registry already."""
@@ -76,27 +77,32 @@ class Project:
         """Every question is answered with what it proposes, but the last: "Deploy this changeset?
         [y/N]".
         """
-        questions = 8 + len(cfn_yaml.load(str(ROOT / "template.yaml"))["Parameters"])
+        questions = 8 + len(templates.read("template.yaml")["Parameters"])
         self.deploy("--guided", *arguments, answers="\n" * questions + "y\n")
 
-    def resources(self) -> set[str]:
+    def batch(self, *parameters: str) -> None:
+        """Deploy the batch engines as docs/batch.md says it."""
+        overrides = ["--parameter-overrides", *parameters, "--save-params"] if parameters else []
+        self.deploy("--config-env", "batch", *overrides)
+
+    def resources(self, stack: str = SERVICE) -> set[str]:
         """Names of what the stack has; versions come and go with each build, and are kept when they
         go.
         """
-        wanted = self.template()["Resources"]
-        made = self.client.describe_stack_resources(StackName=STACK)["StackResources"]
+        wanted = self.template(stack)["Resources"]
+        made = self.client.describe_stack_resources(StackName=stack)["StackResources"]
         names = {
             r["LogicalResourceId"] for r in made if "LogicalResourceId" in r
         }  # one that moto cannot make has no name
         return {name for name in names if wanted[name]["Type"] != "AWS::Lambda::Version"}
 
-    def parameters(self) -> dict[str, str]:
+    def parameters(self, stack: str = SERVICE) -> dict[str, str]:
         """What the stack has; see `cloudformation.SamTransform`."""
-        values: dict[str, str] = self.template()["Metadata"]["Values"]
+        values: dict[str, str] = self.template(stack)["Metadata"]["Values"]
         return values
 
-    def template(self) -> Any:
-        return self.client.get_template(StackName=STACK)["TemplateBody"]
+    def template(self, stack: str) -> Any:
+        return self.client.get_template(StackName=stack)["TemplateBody"]
 
 
 @pytest.fixture
@@ -128,36 +134,55 @@ def _make_the_cli_a_bucket(project: Project) -> None:
     project.client.create_stack(StackName=name, TemplateBody=json.dumps(bucket), Tags=tags)
 
 
-def test_deployments_as_the_readme_says_lose_nothing(project: Project) -> None:
+def test_deployments_as_the_documents_say_lose_nothing(project: Project) -> None:
     project.guided()
     service = project.resources()
     assert "Function" in service
-    assert not BATCHES & service
-    project.deploy(*SAFE)
-    with_batches = project.resources()
-    assert with_batches > service | BATCHES
+    project.batch(*BATCH_PARAMETERS)
+    batches = project.resources(BATCH)
+    assert batches > NEEDED
     project.deploy()
-    assert project.resources() == with_batches
     project.deploy("--parameter-overrides", "MemorySize=1769", "--save-params")
-    assert project.resources() == with_batches
     project.deploy()
-    assert project.resources() == with_batches
+    project.batch("Concurrency=20")
+    project.batch()
+    assert (project.resources(), project.resources(BATCH)) == (service, batches)
     kept = project.parameters()
-    assert (kept["BatchBucket"], kept["MemorySize"], kept["AuthMode"]) == (
-        "shop-photos",
-        "1769",
-        "API_KEY",
-    )
+    assert (kept["MemorySize"], kept["AuthMode"]) == ("1769", "API_KEY")
+    kept = project.parameters(BATCH)
+    assert (kept["ImageBucket"], kept["Concurrency"]) == ("shop-photos", "20")
 
 
-def test_without_saving_the_next_plain_deployment_takes_the_queues_away(project: Project) -> None:
+def test_the_state_machine_is_uploaded_from_its_own_file(project: Project) -> None:
+    project.batch(*BATCH_PARAMETERS)
+    (machine,) = [
+        resource["Properties"]
+        for resource in project.template(BATCH)["Resources"].values()
+        if resource["Type"] == "AWS::StepFunctions::StateMachine"
+    ]
+    assert "ListObjectsV2" in json.dumps(machine) or "listObjectsV2" in json.dumps(machine)
+
+
+def test_the_batch_engines_need_to_be_told_their_bucket(project: Project) -> None:
+    """No deployment can leave it empty by mistake, and so remove them."""
+    project.build()
+    command = [SAM, "deploy", "--config-env", "batch"]
+    done = run(command, False, cwd=project.directory, env=project.environment, input="y\n")
+    assert done.returncode != 0
+    project.batch(*BATCH_PARAMETERS)
+    refused = [*command, "--parameter-overrides", "ImageBucket="]
+    run(refused, False, cwd=project.directory, env=project.environment, input="y\n")
+    assert project.parameters(BATCH)["ImageBucket"] == "shop-photos"
+
+
+def test_without_saving_the_next_plain_deployment_takes_a_change_back(project: Project) -> None:
     """Why docs/deploy.md says ``--save-params``: all answers to ``--guided`` are sent again."""
     project.guided()
-    project.deploy("--parameter-overrides", "BatchBucket=shop-photos")
-    assert project.resources() > BATCHES
+    project.deploy("--parameter-overrides", "AccessLogs=true")
+    assert "AccessLogGroup" in project.resources()
     project.deploy()
-    assert project.parameters()["BatchBucket"] == ""
-    assert not BATCHES & project.resources()
+    assert project.parameters()["AccessLogs"] == "false"
+    assert "AccessLogGroup" not in project.resources()
 
 
 def test_a_second_guided_deployment_proposes_the_defaults_for_what_was_not_saved_last(
@@ -165,8 +190,8 @@ def test_a_second_guided_deployment_proposes_the_defaults_for_what_was_not_saved
 ) -> None:
     """Why docs/deploy.md says to run ``--guided`` once: it does not ask the stack what it has."""
     project.guided()
-    project.deploy(*SAFE)
+    project.deploy("--parameter-overrides", "AccessLogs=true", "--save-params")
     project.deploy("--parameter-overrides", "MemorySize=1769", "--save-params")
     project.guided()
     assert project.parameters()["MemorySize"] == "1769"
-    assert not BATCHES & project.resources()
+    assert project.parameters()["AccessLogs"] == "false"
