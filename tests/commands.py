@@ -68,6 +68,7 @@ def run(directory: Path) -> list[list[str]]:
         code = RECORDER.format(name=name, log=str(log), notifications=NOTIFICATIONS)
         (programs / name).write_text(f"#!{sys.executable}\n{code}")
         (programs / name).chmod(0o755)
+    (directory / "photo.jpg").write_bytes(b"a photograph of the reader's")
     blocks = [code for _, code in documents.blocks("sh")]
     script = "\n".join(["set -eu -o pipefail", *blocks])
     environment = {"PATH": f"{programs}:/usr/local/bin:/usr/bin:/bin", "HOME": str(directory)}
