@@ -30,7 +30,7 @@ GLOBAL = {"--query": 1, "--output": 1, "--region": 1, "--profile": 1, "--cli-bin
 """The AWS CLI's own options for every command, and how many values they take."""
 SERVICES = {"s3api": "s3"}
 """Services that the CLI calls by another name than botocore."""
-S3 = {"cp": {"--recursive"}, "sync": set(), "presign": {"--expires-in"}}
+S3 = {"cp": {"--recursive"}, "sync": set(), "presign": {"--expires-in"}, "rb": {"--force"}}
 """Sub-commands of `aws s3` and `aws configure`, which are the CLI's own, and the options used here.
 """
 CONFIGURE: dict[str, set[str]] = {"list": set(), "sso": set()}
@@ -51,6 +51,8 @@ if wanted := re.search("OutputKey=='([^']*)'", text):
     print(f"arn:aws:service:us-east-1:123456789012:{{wanted[1]}}")
 elif "get-bucket-notification-configuration" in text:
     print(json.dumps({notifications!r}))
+elif "Code.ImageUri" in text:
+    print({image!r})
 elif name == "aws":
     print('"etag"' if "--query ETag" in text else "answer")
 """
@@ -65,7 +67,9 @@ def run(directory: Path) -> list[list[str]]:
     log, programs = directory / "log", directory / "bin"
     programs.mkdir()
     for name in RECORDED:
-        code = RECORDER.format(name=name, log=str(log), notifications=NOTIFICATIONS)
+        code = RECORDER.format(
+            name=name, log=str(log), notifications=NOTIFICATIONS, image=templates.IMAGE
+        )
         (programs / name).write_text(f"#!{sys.executable}\n{code}")
         (programs / name).chmod(0o755)
     (directory / "photo.jpg").write_bytes(b"a photograph of the reader's")

@@ -181,7 +181,8 @@ def allows(document: Any, parameter: str, value: str) -> bool:
     if "AllowedValues" in settings and value not in map(str, settings["AllowedValues"]):
         return False
     if settings["Type"] == "Number":
-        return settings.get("MinValue", 0) <= float(value) <= settings.get("MaxValue", 1e9)
+        least, most = settings.get("MinValue", 0), settings.get("MaxValue", 1e9)
+        return bool(least <= float(value) <= most)
     return bool(re.fullmatch(settings.get("AllowedPattern", ".*"), value))
 
 
