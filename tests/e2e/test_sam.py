@@ -160,7 +160,6 @@ def test_a_photograph_of_4_mb_arrives_byte_for_byte(
 
 
 def _invoke(template: Path, name: str, *function: str, check: bool) -> Any:
-    # samconfig.toml names the function that is meant where none is named.
     settings = ("--config-file", str(ROOT / "samconfig.toml"), "--event", str(HERE / name))
     return json.loads(
         sam("local", "invoke", *function, *settings, *LOCAL, str(template), check=check).stdout
