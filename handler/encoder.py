@@ -203,12 +203,15 @@ def load_encoder(config: Config, zygote: Zygote | None = None) -> Encoder:
 
     Raises:
         ModelError: the model folder cannot be used.
+        SandboxError: the settings require a wall around decoders that does not hold.
         ImportError: the engine asked for is not installed.
     """
     model = Model.load(config.model_dir)
     if "image" in served(config, model):
         decoder = sandbox.start(config, model.architecture.resolution, zygote)
         encoder = Encoder(load_engine(config, model), model, config, decoder)
+        if config.sandbox == "required":
+            sandbox.require_all(decoder)
     else:
         if zygote:
             zygote.close()

@@ -18,21 +18,44 @@ FORK, END = b"f", b"e"
 REPLY = struct.Struct("<i")
 """Zygote -> service: the new decoder's process id; or how one ended, as `os.waitpid` says it."""
 
-NOT_CONFINED = 70
-"""Exit status of a decoder that the kernel did not confine, and that therefore decodes nothing."""
+HELLO = struct.Struct("<9?")
+"""Decoder -> service, before its first image: `Walls` field by field."""
 
 REQUEST = struct.Struct("<QQ8sQII?I")
 """Service -> decoder: a number, the file's length and format, and `Limits` field by field. Then the
 file."""
 
-ANSWER = struct.Struct("<Q?dI8sQQ")
+ANSWER = struct.Struct("<Q?I8sQQ")
 """Decoder -> service: the number of the request; whether pixels follow, or the text of an error;
-seconds of CPU; the length of what follows; of an image, its format, width and height."""
+the length of what follows; of an image, its format, width and height."""
 
 
 def pixel_bytes(side: int) -> int:
     """How many bytes the pixels of one image have, for a model that sees a square of `side`."""
     return side * side * 3
+
+
+class Walls(NamedTuple):
+    """What code that took over a decoder cannot do, found by trying; False where it can."""
+
+    memory: bool
+    """Take more memory than ``CLIP_DECODE_MB``."""
+    cpu: bool
+    """Take more CPU time than ``CLIP_DECODE_SECONDS``."""
+    files: bool
+    """Open a file, to read or to write."""
+    paths: bool
+    """Remove, rename or make files and folders, which needs no open file."""
+    network: bool
+    """Open a socket."""
+    processes: bool
+    """Start a process or a thread."""
+    signals: bool
+    """Send signals to the service."""
+    ptrace: bool
+    """Read or write the service's memory."""
+    syscalls: bool
+    """Make a system call that decoding does not need."""
 
 
 class Limits(NamedTuple):
