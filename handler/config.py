@@ -204,11 +204,17 @@ def available_cpus(env: Mapping[str, str] = os.environ, cgroup: Path = CGROUP) -
     memory = env.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "")
     if memory.isdecimal():
         granted, shown = int(memory) / 1769, os.cpu_count() or 1
-    elif hasattr(os, "sched_getaffinity"):  # Linux
-        granted, shown = _cgroup_cpus(cgroup), len(os.sched_getaffinity(0))
     else:
-        granted, shown = _cgroup_cpus(cgroup), os.cpu_count() or 1
+        granted, shown = _cgroup_cpus(cgroup), _shown_cpus()
     return max(1, round(min(granted, shown)))  # a share of a CPU is below one half, or 0
+
+
+def _shown_cpus() -> int:
+    """The CPUs that the system lets this process run on or, where it does not tell, all of them."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # macOS; a filter of system calls
+        return os.cpu_count() or 1
 
 
 def _cgroup_cpus(cgroup: Path) -> float:

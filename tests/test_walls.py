@@ -54,10 +54,10 @@ def command(refused: str, *rest: str) -> list[str]:
     return [sys.executable, "-m", "tests.refusing", refused, *python] if refused else python
 
 
-def run(refused: str, scenario: str) -> tuple[Any, list[str]]:
+def run(refused: str, *scenario: str) -> tuple[Any, list[str]]:
     """What a scenario of `tests.walls` found, and its log."""
     done = subprocess.run(
-        command(refused, "-m", "tests.walls", scenario),
+        command(refused, "-m", "tests.walls", *scenario),
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -102,6 +102,12 @@ EXPECTED = {
     "close": "overloaded",
 }
 """What callers are told; all others crash their decoder."""
+
+
+@pytest.mark.parametrize("refused", ["", "limits"])
+def test_memory_is_limited_by_the_kernel_or_by_the_service(refused: str) -> None:
+    found, _ = run(REFUSED.get(refused, ""), "allocate", "3600")
+    assert found == "decoding the image takes too much memory"
 
 
 def test_hostile_files_are_refused_or_served_where_everything_is_refused() -> None:

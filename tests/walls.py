@@ -43,6 +43,15 @@ def words(box: Sandbox) -> dict[str, Any]:
     return {"outcomes": outcomes, "decoders": len(children(box.processes()[0]))}
 
 
+def allocate(box: Sandbox) -> str:
+    """The error of an image that takes all the memory it can get."""
+    try:
+        box.decode(bad("allocate"), CONFIG, lambda _: None)
+    except ClipError as error:
+        return error.detail
+    raise AssertionError
+
+
 def files(box: Sandbox) -> dict[str, str]:
     """Every hostile file."""
     return {name: outcome(box, make()) for name, make in bombs.HOSTILE.items()}
@@ -103,6 +112,7 @@ def busy(box: Sandbox) -> str:
 
 SCENARIOS: dict[str, Callable[[Sandbox], object]] = {
     "words": words,
+    "allocate": allocate,
     "files": files,
     "walls": walls,
     "unlimited": unlimited,

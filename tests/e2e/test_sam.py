@@ -78,6 +78,7 @@ def test_health(api: httpx.Client) -> None:
     assert health.status_code == 200
     assert health.json()["model"] == "ViT-B/32"
     assert health.json()["weights"] == "synthetic"
+    assert health.json()["sandbox"]["syscalls"] is False  # refused as on Lambda, here too
 
 
 def test_every_form_of_one_image(api: httpx.Client, vector: Embedding) -> None:
