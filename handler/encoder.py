@@ -9,7 +9,7 @@ from handler.budget import Budget
 from handler.config import Config
 from handler.engines import Embedding, Engine, Turns, load_engine
 from handler.errors import ModelUnhealthy, NoSuchTower
-from handler.images import sandbox
+from handler.images import sandbox, walls
 from handler.images.processes import Zygote
 from handler.images.s3 import Image
 from handler.images.sandbox import Decoder
@@ -211,7 +211,7 @@ def load_encoder(config: Config, zygote: Zygote | None = None) -> Encoder:
         decoder = sandbox.start(config, model.architecture.resolution, zygote)
         encoder = Encoder(load_engine(config, model), model, config, decoder)
         if config.sandbox == "required":
-            sandbox.require_all(decoder)
+            walls.require_all(decoder.walls or walls.NONE)
     else:
         if zygote:
             zygote.close()

@@ -129,7 +129,7 @@ def _reach(service: str) -> None:
         "open a file": lambda: os.open("/etc/hostname", os.O_RDONLY),
         "read the environment": lambda: os.open(f"/proc/{service}/environ", os.O_RDONLY),
         "read the memory": lambda: os.open(f"/proc/{service}/mem", os.O_RDONLY),
-        "write a file": lambda: os.open("/tmp/clip-sandbox-escape", os.O_WRONLY | os.O_CREAT),
+        "write a file": lambda: os.open("/tmp", os.O_WRONLY | os.O_TMPFILE),
         "open a socket": socket.socket,
         "open a pipe": os.pipe,
         "fork": lambda: os.fork() or os._exit(0),

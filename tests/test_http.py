@@ -23,7 +23,7 @@ from handler.engines import Embeddings, Pixels, TokenIds
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.health import cpu_features
 from handler.http.app import create_app
-from handler.images.wire import Walls
+from handler.images.walls import Walls
 from handler.model import Model
 from tests.conftest import image_tower, serve, with_golden, with_settings
 

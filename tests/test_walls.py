@@ -21,8 +21,8 @@ from benchmarks.measure import children
 from events.generate import HERE
 from handler.encoder import Encoder
 from handler.images import watch
+from handler.images.walls import Walls
 from handler.images.watch import Watch
-from handler.images.wire import Walls
 from tests import refusing
 from tests.answers import EVENTS, INVOKE, check_answer
 from tests.conftest import ROOT, emulator, require

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from handler.images import seccomp
-from handler.images.wire import Walls
+from handler.images.walls import Walls
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38

@@ -28,6 +28,7 @@ from handler.errors import (
     TruncatedImage,
 )
 from handler.images.formats import FORMATS
+from handler.images.walls import Walls
 from handler.images.watch import SHORT_SLICE, SLICE, Watch, cpu_seconds, memory_of
 from handler.images.wire import (
     ANSWER,
@@ -40,7 +41,6 @@ from handler.images.wire import (
     REQUEST,
     Decoded,
     Limits,
-    Walls,
     pixel_bytes,
 )
 
@@ -213,7 +213,8 @@ class Zygote:
     def _fork(self, megabytes: int, seconds: float, side: int) -> Process | None:
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):  # an answer fits whole, so that no end has to wait for the other
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * pixel_bytes(side))
+            with suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * pixel_bytes(side))
         with theirs:
             pid = self._order(ORDER.pack(FORK, megabytes, seconds), [theirs.fileno()])
         if pid is None:

@@ -35,15 +35,14 @@ from handler.errors import (
     MissingField,
     Overloaded,
 )
+from handler.images import walls
 from handler.images.formats import sniff
 from handler.images.processes import Ended, Garbled, Process, Spend, Zygote
+from handler.images.walls import Walls
 from handler.images.watch import too_slow
-from handler.images.wire import Decoded, Limits, Walls
+from handler.images.wire import Decoded, Limits
 
 log = logging.getLogger("clip")
-
-
-NO_WALLS = Walls(*[False] * len(Walls._fields))
 
 
 class Decoder(Protocol):
@@ -116,7 +115,7 @@ def _limits(config: Config, side: int) -> Limits:
 class Unconfined:
     """Decodes in the service itself, unbounded but for the limits on size."""
 
-    walls: Walls | None = NO_WALLS
+    walls: Walls | None = walls.NONE
 
     def __init__(self, side: int) -> None:
         """The model sees a square of `side` pixels."""
@@ -225,7 +224,7 @@ class Sandbox:
             ) from None
         if process.walls != self.walls:
             self.walls = process.walls
-            _tell(process.walls)
+            walls.report(process.walls)
         return process
 
     def _take(self) -> Process:
@@ -249,43 +248,6 @@ class Sandbox:
             return too_slow(kind, self._seconds)
         log.warning("a decoder of %s ended with status %s", kind, status)
         return InvalidImage(f"the {kind} image is corrupt: its decoder crashes")
-
-
-class SandboxError(Exception):
-    """Decoders are not confined as the settings require; the text says how they are not."""
-
-
-def require_all(decoder: Decoder) -> None:
-    """Raise SandboxError unless every wall around `decoder` holds."""
-    missing = missing_walls(decoder.walls or NO_WALLS)
-    if missing:
-        raise SandboxError(
-            "CLIP_SANDBOX=required, but decoders are not confined in "
-            f"{', '.join(missing)}: the kernel or the container does not allow it"
-        )
-
-
-def _tell(walls: Walls) -> None:
-    """Log which walls hold; a warning names those that do not."""
-    missing = missing_walls(walls)
-    if not missing:
-        log.info("decoders are confined")
-        return
-    log.warning(
-        "decoders are confined, but not in %s: the kernel or the container does not allow it; "
-        "SECURITY.md says what follows",
-        ", ".join(missing),
-    )
-    if not (walls.memory and walls.cpu):
-        log.warning(
-            "NOTHING LIMITS WHAT AN IMAGE MAY COST HERE: images are decoded one at a time, and "
-            "a hostile one can take all memory or time"
-        )
-
-
-def missing_walls(walls: Walls) -> list[str]:
-    """Return the names of those walls that do not hold."""
-    return [name for name, holds in walls._asdict().items() if not holds]
 
 
 def _close_all(idle: list[Process]) -> None:

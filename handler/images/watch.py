@@ -7,7 +7,7 @@ waits for a decoder looks at its clock meanwhile.
 
 import logging
 import math
-import resource
+import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -108,6 +108,6 @@ def memory_of(pid: int) -> int | None:
     """Return the bytes of a process that are in memory; None where the kernel does not tell."""
     try:
         with open(f"/proc/{pid}/statm") as file:
-            return int(file.read().split()[1]) * resource.getpagesize()
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
         return None

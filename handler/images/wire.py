@@ -35,29 +35,6 @@ def pixel_bytes(side: int) -> int:
     return side * side * 3
 
 
-class Walls(NamedTuple):
-    """What code that took over a decoder cannot do, found by trying; False where it can."""
-
-    memory: bool
-    """Take more memory than ``CLIP_DECODE_MB``."""
-    cpu: bool
-    """Take more CPU time than ``CLIP_DECODE_SECONDS``."""
-    files: bool
-    """Open a file, to read or to write."""
-    paths: bool
-    """Remove, rename or make files and folders, which needs no open file."""
-    network: bool
-    """Open a socket."""
-    processes: bool
-    """Start a process or a thread."""
-    signals: bool
-    """Send signals to the service."""
-    ptrace: bool
-    """Read or write the service's memory."""
-    syscalls: bool
-    """Make a system call that decoding does not need."""
-
-
 class Limits(NamedTuple):
     """What one image may be, and how it is treated, by the settings and by the model."""
 
