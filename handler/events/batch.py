@@ -159,6 +159,9 @@ def _map(task: Task) -> dict[str, Any]:
     If any failure may pass, all are raised in one error, for the state machine's Retry.
     """
     items = _list(task.event, "Items")
+    if task.encoder.config.output == "caller":
+        size = task.encoder.model.embedding_size
+        answers.check_vectors(len(items), size, answers.STEP_FUNCTIONS)
     sources = [Outcome.of(partial(_item_source, item)) for item in items]
     wanted = dict.fromkeys(_values(sources), True)
     file = _run_file(task.event, wanted, task.encoder)
