@@ -221,4 +221,7 @@ def _reply(answered: Any, request: Request) -> Reply:
     first = request.headers.get("accept", "").partition(",")[0]
     if answered["isBase64Encoded"] and _is_binary(first):
         body = base64.b64decode(body)
-    return Reply(answered["statusCode"], body, answered["headers"])
+    headers = {
+        name: value for name, value in answered["headers"].items() if name != "content-length"
+    }
+    return Reply(answered["statusCode"], body, headers)
