@@ -7,7 +7,7 @@ from typing import Any, Self
 import httpx
 
 from clip_encoder.errors import EncoderError, Refused, Unreachable
-from clip_encoder.protocol import Answer, Call, Limits
+from clip_encoder.protocol import Answer, Call, Limits, Upload
 from clip_encoder.retries import retry_after
 
 FINGERPRINT = "x-clip-fingerprint"
@@ -112,9 +112,11 @@ def _settings(
 def _request(http: httpx.Client | httpx.AsyncClient, call: Call) -> httpx.Request:
     if call.body is None:
         return http.build_request("GET", call.path)
-    body = json.dumps(call.body, separators=(",", ":")).encode()
-    headers = {"content-type": "application/json", "accept": "application/json"}
-    return http.build_request("POST", call.path, content=body, headers=headers)
+    body = call.body
+    if not isinstance(body, Upload):
+        body = Upload("application/json", json.dumps(body, separators=(",", ":")).encode())
+    headers = {"content-type": body.media_type, "accept": "application/json"}
+    return http.build_request("POST", call.path, content=body.data, headers=headers)
 
 
 def _unreachable(address: str, error: httpx.TransportError) -> Unreachable:
