@@ -82,6 +82,7 @@ def test_every_verb_of_make_is_one(ran: list[list[str]]) -> None:
 
 def test_the_deployment_is_tried_with_what_the_stack_says(ran: list[list[str]]) -> None:
     smoke = next(command for command in ran if command[:2] == ["make", "smoke"])
+    assert smoke[2].startswith("URL=")
     assert smoke[2].endswith(":ApiUrl")
     assert smoke[3] == "KEY=answer"
     asked = {name for c in ran for name in re.findall("OutputKey=='([^']*)'", " ".join(c))}
