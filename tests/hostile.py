@@ -54,7 +54,7 @@ def _spin_in_c(_: str) -> None:
 
 
 def _allocate(_: str) -> None:
-    held = []
+    held: list[bytearray] = []
     while len(held) < 3000:  # megabytes: no more, if nothing stops it
         held.append(bytearray(2**20))
 
