@@ -12,7 +12,7 @@ from handler.errors import ModelUnhealthy, NoSuchTower
 from handler.images import sandbox, walls
 from handler.images.processes import Zygote
 from handler.images.s3 import Image
-from handler.images.sandbox import Decoder
+from handler.images.sandbox import Decoder, Sandbox
 from handler.model import Model, ModelError
 from handler.outcome import Outcome
 from handler.text.tokenizer import Tokens
@@ -68,6 +68,11 @@ class Encoder:
     def inference_seconds(self) -> float:
         """For how long the inference of this moment has been going on; 0 while there is none."""
         return self._one_at_a_time.seconds()
+
+    def processes(self) -> list[int]:
+        """Return the ids of the processes that decode images; none where the service does."""
+        decoder = self.images.decoder if self.images else None
+        return decoder.processes() if isinstance(decoder, Sandbox) else []
 
     def tokenize(self, text: str, truncate: bool = False, budget: Budget | None = None) -> Tokens:
         """A text -> its tokens.
