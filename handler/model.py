@@ -86,6 +86,8 @@ class Model:
     preprocessing: Preprocessing
     towers: Mapping[str, Tower]
     """The towers that the folder was exported with, by name."""
+    files: frozenset[str]
+    """The names of all files that the export wrote; a deployment may have left some out."""
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -118,6 +120,7 @@ class Model:
                     tuple(card["preprocessing"]["mean"]), tuple(card["preprocessing"]["std"])
                 ),
                 towers={name: _tower(name, tower) for name, tower in card["towers"].items()},
+                files=frozenset(card["files"]),
             )
         except FileNotFoundError:
             raise ModelError(
