@@ -6,7 +6,7 @@ from typing import cast
 
 from handler import health, telemetry
 from handler.budget import Budget
-from handler.config import Config
+from handler.config import Config, starts_ahead
 from handler.engines import Embedding, Engine, Turns, load_engine
 from handler.errors import ModelUnhealthy, NoSuchTower
 from handler.images import sandbox, walls
@@ -204,6 +204,19 @@ def served(config: Config, model: Model) -> tuple[str, ...]:
     return towers
 
 
+def _check_name(config: Config, model: Model) -> None:
+    """Refuse a model folder that holds another model than the settings name.
+
+    Raises:
+        ModelError: it does.
+    """
+    if config.model not in ("", model.slug):
+        raise ModelError(
+            f"CLIP_MODEL names {config.model}, but {model.directory} holds {model.slug}: "
+            "deploy with the model that the image was built with, or build the other one"
+        )
+
+
 def load_encoder(config: Config, zygote: Zygote | None = None) -> Encoder:
     """Model folder -> primed encoder; `zygote` is what `sandbox.prepare` gave, if it was called.
 
@@ -213,6 +226,7 @@ def load_encoder(config: Config, zygote: Zygote | None = None) -> Encoder:
         ImportError: the engine asked for is not installed.
     """
     model = Model.load(config.model_dir)
+    _check_name(config, model)
     towers = served(config, model)
     for tower in towers:
         check_files(config, model, tower)
@@ -225,8 +239,8 @@ def load_encoder(config: Config, zygote: Zygote | None = None) -> Encoder:
         if zygote:
             zygote.close()
         encoder = Encoder(None, model, config)
-        if encoder.texts:
-            encoder.texts.load()
+    if encoder.texts and (encoder.images is None or starts_ahead()):
+        encoder.texts.load()
     if model.weights == "synthetic":
         log.warning("the weights are SYNTHETIC: vectors are well-formed but mean nothing")
     return encoder
