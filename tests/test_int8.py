@@ -461,12 +461,9 @@ def built(weights: graph.Weights, linear: graph.Linear) -> onnx.ModelProto:
 # --- massive activations
 
 
-@pytest.mark.parametrize("name", ["image", "text"])
-def test_massive_activations_sit_at_the_first_token(
-    massive_reference: Reference, name: str
-) -> None:
-    model = massive_reference.model
-    tower = model.visual if name == "image" else model
+def test_massive_activations_sit_at_the_first_token(massive: Export) -> None:
+    model = massive.reference.model
+    tower = model.visual if massive.name == "image" else model
     residual: list[torch.Tensor] = []
     hidden: list[torch.Tensor] = []
     hooks = []
@@ -474,9 +471,9 @@ def test_massive_activations_sit_at_the_first_token(
         hooks.append(block.register_forward_hook(lambda _, x, y: residual.append(y)))
         hooks.append(block.mlp.c_proj.register_forward_hook(lambda _, x, y: hidden.append(x[0])))
     with torch.inference_mode():
-        if name == "image":
+        if massive.name == "image":
             pictures = [images.photograph(name) for name in images.PHOTOGRAPHS]
-            inputs = torch.stack([massive_reference.preprocess(picture) for picture in pictures])
+            inputs = torch.stack([massive.reference.preprocess(picture) for picture in pictures])
             embeddings = model.encode_image(inputs)
         else:
             embeddings = model.encode_text(import_clip().tokenize(texts.captions()[:9]))
@@ -517,14 +514,12 @@ def test_massive_activations_pass_in_integers(massive: Export) -> None:
 
 
 @pytest.mark.parametrize("massive", ["image"], indirect=True)
-def test_the_class_token_does_not_pass_without_its_outliers_in_float(
-    massive_reference: Reference, massive: Export
-) -> None:
+def test_the_class_token_does_not_pass_without_its_outliers_in_float(massive: Export) -> None:
     """A text's first token is the same in all texts, and matters far less."""
     tower = massive.tower
     whole = {name: nearest(weight) for name, weight in tower.weights.items() if "c_proj" in name}
     with quickly():
-        samples = parity.samples(massive_reference, images.parity_images(SIDE))
+        samples = parity.samples(massive.reference, images.parity_images(SIDE))
     apart = encoded(tower.model(), samples)
     together = dataclasses.replace(tower, rounded={**tower.rounded, **whole}).model()
     assert not close_enough(encoded(together, samples), samples)
