@@ -24,8 +24,8 @@ OUTLIER = 24
 Its row's scale would round the other channels by 5 % of their size. Rows of layers with uniform,
 Gaussian or heavy-tailed weights stay below 15; massive activations are 40 to 400.
 """
-LARGEST = 64
-"""One of so many channels of a row counts among its largest, and can be an outlier."""
+TRIMMED = 64
+"""One of so many channels of a row, the largest, is left out of that root mean square."""
 
 Build = Callable[[Linear], ModelProto]
 """What makes a graph with the linear layers that it is given, of one tower with some weights."""
@@ -126,8 +126,8 @@ class Calibration:
 
 
 def typical(rows: Matrix) -> Matrix:
-    """Root mean square of each row [rows, in] without its largest channels: [rows, 1]."""
-    kept = rows.shape[1] - rows.shape[1] // LARGEST
+    """Compute the root mean square of each row without its largest channels: [rows, 1]."""
+    kept = rows.shape[1] - rows.shape[1] // TRIMMED
     squares: Matrix = np.partition(np.square(rows), kept - 1, axis=1)[:, :kept]
     root: Matrix = np.sqrt(squares.mean(axis=1, keepdims=True))
     return root
