@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from export import ExportError
+from export.massive import add_massive_activations
 from handler.engines.torch_clip import import_clip
 from handler.model import Architecture
 
@@ -196,6 +197,7 @@ def make_synthetic(
     *,
     distribution: Distribution = "uniform",
     outliers: bool = False,
+    massive: bool = False,
 ) -> Path:
     """Write a full-size checkpoint in OpenAI's TorchScript format, of seeded noise.
 
@@ -207,7 +209,8 @@ def make_synthetic(
     about 0.1 against each other: sharper than the trained model.
 
     torch draws uniform values and no outliers, which suits integers far too well. See `redraw` and
-    `add_outliers` for the image tower's two further temptations.
+    `add_outliers` for the image tower's two further temptations, and `add_massive_activations` for
+    one of both towers.
     """
     clip = import_clip()
     torch.manual_seed(seed)
@@ -219,6 +222,8 @@ def make_synthetic(
     redraw(model.visual, distribution, seed)
     if outliers:
         add_outliers(model.visual, seed)
+    if massive:
+        add_massive_activations(model, seed)
     clip.model.convert_weights(model)
     resolution, context = architecture.resolution, architecture.context_length
     for name, value in (

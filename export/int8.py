@@ -2,6 +2,10 @@
 
 Each row of what a layer reads, which is one token of one picture or text, has a scale of its own,
 so that a vector does not depend on the others of its batch. So has each column of the weights.
+
+Outlier channels are multiplied in float (as by LLM.int8, https://arxiv.org/abs/2208.07339): a
+trained transformer has a few that are so much larger than the rest of their row that its scale
+would round the rest to nothing.
 """
 
 from collections.abc import Callable, Collection, Mapping
@@ -50,11 +54,22 @@ class Integer:
         """See `graph.Linear`."""
         if name in self.in_float:
             return graph.FLOAT(g, x, name, weight, bias)
+        outliers = list(self.rounded[name].outliers)
+        if outliers:
+            few = g.op("Gather", x, g.initializer(f"{name}.outliers", np.array(outliers)), axis=-1)
+            x = _without(g, x, name, weight.shape[1], outliers)
         scale = self.scale(g, x)
         middle = _byte(g, f"{name}.middle")
         x = g.op("QuantizeLinear", g.op("Mul", x, g.op("Reciprocal", scale)), g.scalar(1), middle)
         product = g.op("Mul", self._product(g, x, name, middle), scale)
-        return g.op("Add", product, g.initializer(f"{name}.int8.bias", bias))
+        if not outliers:
+            return g.op("Add", product, g.initializer(f"{name}.int8.bias", bias))
+        # The bias is the column of one more channel, which is 1 in every row. To add it by itself
+        # would be one more pass over the whole output.
+        few = g.op("Concat", few, g.op("Div", scale, scale), axis=-1)
+        columns = np.vstack([weight.T[outliers], bias])
+        in_float = g.op("MatMul", few, g.weight(f"{name}.outliers.weight", columns))
+        return g.op("Add", product, in_float)
 
     def of_pixels(self, g: Graph, x: str, name: str, weight: Matrix, bias: Matrix) -> str:
         """See `graph.Linear`. Pixels are bytes already, and taken as they are.
@@ -89,6 +104,13 @@ class Integer:
         scale = g.initializer(f"{name}.int8.scale", rounded.scale)
         operands = (x, values, g.scalar(1), scale, middle)
         return g.op("MatMulIntegerToFloat", *operands, domain=ONNX_RUNTIME)
+
+
+def _without(g: Graph, x: str, name: str, width: int, outliers: list[int]) -> str:
+    """Write ``x`` [..., width] with zeros in the place of its outliers."""
+    kept = np.ones(width, np.float32)
+    kept[outliers] = 0
+    return g.op("Mul", x, g.initializer(f"{name}.inliers", kept))
 
 
 def _byte(g: Graph, name: str) -> str:
@@ -134,12 +156,15 @@ def quantize(
     build = partial(build_with, weights)
     calibration = Calibration(build, inputs)
     names = list(calibration.weights)
+    outliers = calibration.outliers()
     rounded = {}
     with tqdm(total=len(names), desc="int8", unit="layer") as bar:
         for start in range(0, len(names), AT_A_TIME):
             moments = calibration.moments(names[start : start + AT_A_TIME])
             for name in list(moments):
-                rounded[name] = rounding.gptq(calibration.weights[name], moments.pop(name))
+                rounded[name] = rounding.gptq(
+                    calibration.weights[name], moments.pop(name), outliers[name]
+                )
                 bar.update()
     return Tower(build, calibration.weights, rounded)
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export import ExportError
-from export.calibration import Moments
+from export.calibration import Channels, Moments
 from export.graph import Matrix
 
 LARGEST = 127
@@ -35,9 +35,11 @@ class Rounded:
     """[out, in]."""
     scale: Matrix
     """[out]."""
+    outliers: Channels = ()
+    """Input channels that stay in float: their `values` are zero."""
 
 
-def gptq(weight: Matrix, moments: Moments) -> Rounded:
+def gptq(weight: Matrix, moments: Moments, outliers: Channels = ()) -> Rounded:
     """Weights [out, in] and the second moments [in, in] of what they read -> integers.
 
     Columns are rounded one by one, and later ones make up for the errors of earlier ones.
@@ -50,9 +52,12 @@ def gptq(weight: Matrix, moments: Moments) -> Rounded:
 
     Neighbouring columns keep to `PAIR`: of two, the first takes what room the second leaves.
 
+    The columns of `outliers`, which are multiplied in float, are left out.
+
     Raises:
         ExportError: the moments are no numbers.
     """
+    weight, moments = _without(outliers, weight, moments)
     inputs = weight.shape[1]
     mean = np.trace(moments) / inputs
     if not np.isfinite(mean):
@@ -75,7 +80,14 @@ def gptq(weight: Matrix, moments: Moments) -> Rounded:
             room = LARGEST if j % 2 else np.minimum(PAIR - np.abs(values[j + 1]), LARGEST)
             values[j] = np.clip(np.rint(target / scale), -room, room)
             errors[j] = columns[j] - values[j] * scale
-    return Rounded(values.T.astype(np.int8), scale)
+    return Rounded(values.T.astype(np.int8), scale, outliers)
+
+
+def _without(channels: Channels, weight: Matrix, moments: Moments) -> tuple[Matrix, Moments]:
+    """Copy weights and moments, with zeros for some input channels."""
+    kept = np.ones(weight.shape[1], np.float32)
+    kept[list(channels)] = 0
+    return weight * kept, moments * kept * kept[:, None]
 
 
 def pair_safe_scale(weight: Matrix) -> Matrix:

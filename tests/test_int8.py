@@ -39,7 +39,7 @@ from export import (
     texts,
 )
 from export.__main__ import main as export
-from export.calibration import Moments
+from export.calibration import Channels
 from export.checkpoint import Reference
 from export.graph import Graph, Matrix
 from export.int8 import Integer, Tower
@@ -49,6 +49,7 @@ from export.towers import MEAN, STD
 from handler.config import Config, ConfigError
 from handler.encoder import load_encoder
 from handler.engines.onnx_cpu import OnnxCpuEngine
+from handler.engines.torch_clip import import_clip
 from handler.model import Architecture, Model, ModelError
 from handler.outcome import Outcome
 from tests.conftest import SIDE, pixels_of
@@ -152,6 +153,27 @@ def text(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Expo
     checkpoint.add_outliers(changed.model)
     changed.model.half().float()
     return exported(changed, tmp_path_factory.mktemp("text"), name="text")
+
+
+@pytest.fixture(scope="module")
+def massive_reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
+    """A model of real width and three blocks, with massive activations in both towers."""
+    few_blocks = checkpoint.VIT_B_32._replace(image_layers=3, text_layers=3)
+    path = tmp_path_factory.mktemp("massive") / "massive.pt"
+    checkpoint.make_synthetic(path, architecture=few_blocks, massive=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(checkpoint.MODELS, "few", checkpoint.Official("few.pt", "", few_blocks))
+        yield checkpoint.load_reference(path, True, "few")
+
+
+@pytest.fixture(scope="module", params=["image", "text"])
+def massive(
+    request: pytest.FixtureRequest,
+    massive_reference: Reference,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Export:
+    """Each of its towers."""
+    return exported(massive_reference, tmp_path_factory.mktemp("few"), name=request.param)
 
 
 @torch.no_grad()
@@ -305,10 +327,12 @@ class OneScale(Integer):
         return g.op("Mul", largest, g.scalar(1 / 127))
 
 
-def nearest(weight: Matrix, moments: Moments | None = None) -> Rounded:
+def nearest(weight: Matrix, outliers: Channels = ()) -> Rounded:
     """Plain rounding."""
+    weight = weight.copy()
+    weight[:, list(outliers)] = 0
     scale = rounding.pair_safe_scale(weight)
-    return Rounded(np.rint(weight / scale[:, None]).astype(np.int8), scale)
+    return Rounded(np.rint(weight / scale[:, None]).astype(np.int8), scale, outliers)
 
 
 def test_one_scale_for_a_tensor_does_not_pass(
@@ -360,22 +384,28 @@ def layer() -> tuple[Matrix, Matrix]:
     return weight, rows.astype(np.float32)
 
 
-def alone(weight: Matrix, bias: Matrix, rows: Matrix) -> tuple[Matrix, Matrix]:
+def alone(
+    weight: Matrix, bias: Matrix, rows: Matrix, outliers: Channels = ()
+) -> tuple[Matrix, Matrix]:
     """What one linear layer in integers makes of `rows`, and the scales that it gives them."""
-    linear = Integer({"layer": nearest(weight)})
+    linear = Integer({"layer": nearest(weight, outliers=outliers)})
     g = Graph("layer", halve=False, linear=linear)
     x = g.input("x", onnx.TensorProto.FLOAT, "n", weight.shape[1])
     g.output(linear(g, x, "layer", weight, bias), "n", weight.shape[0])
     g.output(linear.scale(g, x), "n", 1)
-    parts = (g.nodes, "layer", g.inputs, g.outputs, g.initializers)
-    opsets = [onnx.helper.make_opsetid("", graph.OPSET)]
-    opsets.append(onnx.helper.make_opsetid(graph.ONNX_RUNTIME, 1))
-    model = onnx.helper.make_model(
-        onnx.helper.make_graph(*parts), opset_imports=opsets, ir_version=graph.IR_VERSION
-    )
-    session = ort.InferenceSession(model.SerializeToString())
+    session = ort.InferenceSession(model_of(g).SerializeToString())
     product, scales = session.run(None, {"x": rows})
     return product, scales
+
+
+def model_of(g: Graph) -> onnx.ModelProto:
+    """What was written into `g`, as a model."""
+    parts = (g.nodes, g.name, g.inputs, g.outputs, g.initializers)
+    opsets = [onnx.helper.make_opsetid("", graph.OPSET)]
+    opsets.append(onnx.helper.make_opsetid(graph.ONNX_RUNTIME, 1))
+    return onnx.helper.make_model(
+        onnx.helper.make_graph(*parts), opset_imports=opsets, ir_version=graph.IR_VERSION
+    )
 
 
 def test_rows_of_any_size_keep_their_own_scale(layer: tuple[Matrix, Matrix]) -> None:
@@ -397,19 +427,23 @@ def test_the_largest_number_of_a_row_is_not_cut_off(layer: tuple[Matrix, Matrix]
     np.testing.assert_allclose(product, exact, rtol=1e-5, atol=1e-7)
 
 
-def test_a_row_of_zeros_gives_the_bias(layer: tuple[Matrix, Matrix]) -> None:
+@pytest.mark.parametrize("outliers", [(), (5, 40)])
+def test_a_row_of_zeros_gives_the_bias(layer: tuple[Matrix, Matrix], outliers: Channels) -> None:
     weight, bias = layer[0], np.arange(64, dtype=np.float32)
-    product, scales = alone(weight, bias, np.zeros((1, 256), np.float32))
+    product, scales = alone(weight, bias, np.zeros((1, 256), np.float32), outliers)
     np.testing.assert_array_equal(product[0], bias)
     assert scales.min() > 0  # nothing is divided by zero on the way
 
 
+@pytest.mark.parametrize("outliers", [(), (5,), (6,)])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_a_number_stays_so(layer: tuple[Matrix, Matrix], bad: float) -> None:
+def test_what_is_not_a_number_stays_so(
+    layer: tuple[Matrix, Matrix], bad: float, outliers: Channels
+) -> None:
     """One in a row is overlooked by the largest magnitude, and by rounding."""
     weight, rows = layer[0], layer[1][:3].copy()
     rows[1, 5] = bad
-    product, _ = alone(weight, np.zeros(64, np.float32), rows)
+    product, _ = alone(weight, np.zeros(64, np.float32), rows, outliers)
     assert np.isnan(product[1]).all()
     assert np.isfinite(product[[0, 2]]).all()
 
@@ -422,6 +456,123 @@ def state(reference: Reference) -> graph.Weights:
 def built(weights: graph.Weights, linear: graph.Linear) -> onnx.ModelProto:
     mean, std = np.array(MEAN), np.array(STD)
     return graph.build_image(weights, checkpoint.VIT_B_32, mean, std, linear=linear)
+
+
+# --- massive activations
+
+
+def test_massive_activations_sit_at_the_first_token(massive: Export) -> None:
+    model = massive.reference.model
+    tower = model.visual if massive.name == "image" else model
+    residual: list[torch.Tensor] = []
+    hidden: list[torch.Tensor] = []
+    hooks = []
+    for block in tower.transformer.resblocks:
+        hooks.append(block.register_forward_hook(lambda _, x, y: residual.append(y)))
+        hooks.append(block.mlp.c_proj.register_forward_hook(lambda _, x, y: hidden.append(x[0])))
+    with torch.inference_mode():
+        if massive.name == "image":
+            pictures = [images.photograph(name) for name in images.PHOTOGRAPHS]
+            inputs = torch.stack([massive.reference.preprocess(picture) for picture in pictures])
+            embeddings = model.encode_image(inputs)
+        else:
+            embeddings = model.encode_text(import_clip().tokenize(texts.captions()[:9]))
+    for hook in hooks:
+        hook.remove()
+    for x in (*residual[:-1], *hidden):  # [tokens, sequences, channels]
+        largest = x.abs().amax(dim=2)
+        assert largest[0].min() > 100 * x.abs().median()
+        assert largest[1:].max() < 50 * x.abs().median()
+    unit = embeddings / embeddings.norm(dim=-1, keepdim=True)
+    assert (unit @ unit.T).mean() < 0.7  # what is unlike looks unlike
+
+
+def test_massive_channels_are_found(massive: Export) -> None:
+    model = massive.reference.model
+    first = {"image": model.visual.class_embedding, "text": model.token_embedding.weight[-2]}
+    channels = tuple(np.flatnonzero(first[massive.name].detach() ** 2 == 16).tolist())
+    assert len(channels) == 4
+    found = {name.split(".", 2)[-1]: of.outliers for name, of in massive.tower.rounded.items()}
+    assert [found[name] for name in ("1.attn.qkv", "1.mlp.c_fc", "2.attn.kv")] == [channels] * 3
+    # The last block's MLP sees the token that is read: an image's first one, a text's last.
+    at_the_end = 4 if massive.name == "image" else 0
+    for name in ("mlp.c_fc", "mlp.c_proj"):
+        assert len(found[f"1.{name}"]) == 4
+        assert len(found[f"2.{name}"]) == at_the_end
+    assert not any(found[f"{block}.attn.out_proj"] for block in range(3))
+
+
+def test_where_nothing_is_massive_nothing_is_multiplied_in_float(each: Export) -> None:
+    assert not any(rounded.outliers for rounded in each.tower.rounded.values())
+
+
+def test_massive_activations_pass_in_integers(massive: Export) -> None:
+    figures = massive.card["towers"][massive.name]["parity_int8"]
+    assert figures["layers_in_float"] == []
+    assert figures["min_cosine"] > 0.999
+    assert figures["mean_cosine"] > 0.9995
+
+
+@pytest.mark.parametrize("massive", ["image"], indirect=True)
+def test_the_class_token_does_not_pass_without_its_outliers_in_float(massive: Export) -> None:
+    """A text's first token is the same in all texts, and matters far less."""
+    tower = massive.tower
+    whole = {name: nearest(weight) for name, weight in tower.weights.items() if "c_proj" in name}
+    with quickly():
+        samples = parity.samples(massive.reference, images.parity_images(SIDE))
+    apart = encoded(tower.model(), samples)
+    together = dataclasses.replace(tower, rounded={**tower.rounded, **whole}).model()
+    assert not close_enough(encoded(together, samples), samples)
+    assert off(encoded(together, samples), samples) > 5 * off(apart, samples)
+
+
+def test_outliers_do_not_widen_the_steps_of_their_rows(layer: tuple[Matrix, Matrix]) -> None:
+    weight, rows = layer[0], layer[1].copy()
+    rows[::3, [5, 40]] *= 1000  # in whichever rows
+    bias = np.linspace(-1, 1, 64, dtype=np.float32)
+    exact = rows.astype(np.float64) @ weight.T + bias
+
+    def error(outliers: Channels) -> float:
+        return float(np.abs(alone(weight, bias, rows, outliers)[0] - exact)[::3].mean())
+
+    usual = np.abs(alone(weight, bias, layer[1])[0] - layer[1] @ weight.T - bias).mean()
+    assert error((5, 40)) < 1.2 * usual
+    assert error(()) > 50 * usual
+
+
+def test_outliers_are_found_in_activations_and_not_in_pixels() -> None:
+    """A grey picture with one white pixel is no reason to multiply in float."""
+    weight, bias = np.eye(128, dtype=np.float32), np.zeros(128, np.float32)
+    pictures = np.full((3, 1, 128), 131, np.uint8)
+    pictures[1, 0, 7] = 255
+
+    def build(linear: graph.Linear) -> onnx.ModelProto:
+        g = Graph("layers", halve=False, linear=linear)
+        x = g.input("pixels", onnx.TensorProto.UINT8, "n", 1, 128)
+        x = linear.of_pixels(g, x, "first", weight, bias)
+        x = g.op("Sub", x, g.scalar(128))
+        g.output(linear(g, x, "second", weight, bias), "n", 1, 128)
+        return model_of(g)
+
+    found = calibration.Calibration(build, list(pictures)).outliers()
+    assert found == {"first": (), "second": (7,)}
+
+
+def test_gptq_leaves_outliers_out(layer: tuple[Matrix, Matrix]) -> None:
+    weight, rows = layer[0].copy(), layer[1]
+    weight[:, 9] *= 100  # would decide the scale
+    moments = rows.T.astype(np.float64) @ rows / len(rows)
+    rounded = rounding.gptq(weight, moments, (9,))
+    assert rounded.outliers == (9,)
+    assert not rounded.values[:, 9].any()
+    kept = np.delete(np.arange(256), 9)
+    kept_rows = rows[:, kept]
+    errors = kept_rows @ (rounded.values * rounded.scale[:, None] - weight)[:, kept].T
+    plain = (
+        kept_rows
+        @ (nearest(weight, (9,)).values * nearest(weight, (9,)).scale[:, None] - weight)[:, kept].T
+    )
+    assert np.square(errors).mean() < np.square(plain).mean() / 4
 
 
 # --- its parts
