@@ -233,7 +233,7 @@ def test_model_json_holds_the_figures_of_both_gates(each: Export) -> None:
     }
     assert fp32["limits"] == {"min_cosine": 0.99999, "max_difference": 1e-4}
     assert int8_["engines"] == ["onnx"]
-    assert int8_["scheme"] == "int8row"
+    assert int8_["scheme"] == "int8mix"
     assert card["format"] == 2
     sizes = {name: file["bytes"] for name, file in card["files"].items()}
     assert sizes["visual.int8.onnx.data"] < sizes["visual.onnx.data"] / 1.4  # with what is mended
@@ -244,7 +244,7 @@ def test_the_service_runs_it_when_asked_and_says_so(plain: Export) -> None:
     integers = load_encoder(Config(model_dir=plain.directory, precision="int8"))
     assert integers.fault is None
     assert ".fp32" in fp32.fingerprint
-    assert ".int8row" in integers.fingerprint
+    assert ".int8mix" in integers.fingerprint
     files = plain.card["files"]
     assert files["visual.int8.onnx.data"]["bytes"] < files["visual.onnx.data"]["bytes"] / 2
     photo = images.encoded(images.photograph("astronaut"), "JPEG")
@@ -260,7 +260,7 @@ def test_a_graph_of_the_scheme_before_is_refused(plain: Export, tmp_path: Path) 
     """Its vectors are others, and the fingerprint must not name them by this one's."""
     onnx.save(plain.tower.model(), tmp_path / "visual.int8.onnx")  # names none, as that one
     model = dataclasses.replace(Model.load(plain.directory), directory=tmp_path)
-    with pytest.raises(ModelError, match="of the scheme int8, this package reads int8row"):
+    with pytest.raises(ModelError, match="of the scheme int8, this package reads int8mix"):
         OnnxCpuEngine(model, threads=1, precision="int8")
 
 

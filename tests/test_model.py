@@ -75,7 +75,7 @@ def test_the_fingerprint_names_what_decides_a_vector(copy: Path) -> None:
     sha = model.checkpoint_sha256[:12]
     assert model.fingerprint("fp32", "openai", 0) == f"ViT-B-32.synthetic.{sha}.fp32"
     assert model.fingerprint("fp16", "openai", 0).endswith(".fp16")
-    assert model.fingerprint("int8", "openai", 0).endswith(".int8row")  # not what int8 once was
+    assert model.fingerprint("int8", "openai", 0).endswith(".int8mix")  # not what int8 once was
     assert model.fingerprint("fp32", "corrected", 720).endswith(".fp32.corrected")
     assert model.fingerprint("fp32", "openai", 720).endswith(".fp32.jpeg720")
 

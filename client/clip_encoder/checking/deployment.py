@@ -29,9 +29,9 @@ FORM, RAW, IN_JSON = "multipart form", "raw image/jpeg", "base64 in JSON"
 """Ways in for one image."""
 NEEDED_LIMITS = ("memory", "cpu", "files")
 """Limits of the sandbox that hold on every platform. The others depend on what it allows."""
-LEAST_KNOWN = {"fp16": 0.999, "int8row": 0.997}
+LEAST_KNOWN = {"fp16": 0.999, "int8mix": 0.997}
 """Least cosine to clip's own vector by the fingerprint's arithmetic, as at the service's start."""
-LEAST_SAME = {"int8row": 0.9999}
+LEAST_SAME = {"int8mix": 0.9999}
 """Least cosine of two vectors of one image, which may come from two kinds of processor."""
 
 
