@@ -57,8 +57,8 @@ _TABLE = (
     Precision("fp32", "fp32", ".onnx", self_check=0.9999, gate=Gate(0.99999, 1e-4)),
     # torch on CUDA halves the fp32 weights when it loads them.
     Precision("fp16", "fp16", ".pt", self_check=0.999, gate=None),
-    # The scheme is a scale for each row, and outlier channels in float. Once it was a scale for each
-    # row alone (int8row), and before that one for a whole tensor (int8): vectors of the three do not
+    # The scheme is a scale for each row, and outlier channels in float. Before, it was a scale for
+    # each row alone (int8row), and once one for a whole tensor (int8): vectors of the three do not
     # compare. Weights that would not pass this gate are mended until they do; the worst images are
     # black and white dots. The self-check's image is a photograph, but it may run on another kind
     # of processor than the export, where vectors differ by 2e-4.
