@@ -139,15 +139,16 @@ TORCH_cpu  := --no-deps -r requirements-torch.txt
 # CUDA's own libraries are separate packages there, so with what it depends on.
 TORCH_cuda := torch==2.13.0 torchvision==0.28.0
 
+# A lock file is complete but for torch and torchvision, which OpenCLIP asks for and pip would fetch for CUDA.
 $(VENV)/.dev: requirements-dev.txt $(EXPORTER)
-	$(PIP) install -r requirements-dev.txt
+	$(PIP) install --no-deps -r requirements-dev.txt
 	-@$(MAKE) --no-print-directory $(BIN)/aws-lambda-rie
 	@touch $@
 
 # torch itself is in none of the lists but requirements-torch.txt.
 $(OTHER_VENV)/.dev: requirements-dev.txt
 	$(OTHER) -m venv $(OTHER_VENV)
-	$(OTHER_VENV)/bin/pip --disable-pip-version-check --quiet install --require-hashes -r requirements-dev.txt
+	$(OTHER_VENV)/bin/pip --disable-pip-version-check --quiet install --require-hashes --no-deps -r requirements-dev.txt
 	@touch $@
 
 $(VENV)/.bench: requirements-bench.txt $(EXPORTER)
