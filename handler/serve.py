@@ -1,6 +1,7 @@
 """``python -m handler.serve``: the web server, as ``make run`` starts it.
 
 It is ``uvicorn handler.main:app``, and when it is ready it says where to click and what to paste.
+If the weights are not those that were asked for, it says so last, where it is seen.
 """
 
 import argparse
@@ -21,7 +22,7 @@ def welcome(host: str, port: int) -> str:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which prints a line when it listens."""
+    """uvicorn's server, which prints a line when it listens, and the model's notice."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen; then the model is loaded already."""
@@ -29,6 +30,10 @@ class Server(uvicorn.Server):
         if self.started:
             port = self.servers[0].sockets[0].getsockname()[1]  # another one where 0 was asked for
             print(welcome(self.config.host, port), flush=True)
+            from handler.main import encoder  # loaded by uvicorn already
+
+            if encoder.model.notice:
+                print(f"\n{encoder.model.notice}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -41,11 +41,12 @@ from export import (
 from export.__main__ import main as export
 from export.calibration import Moments
 from export.checkpoint import Reference
+from export.formats.config import MEAN, STD
 from export.graph import Graph, Matrix
 from export.int8 import Integer, Tower
 from export.mending import Vectors
 from export.rounding import Rounded
-from export.towers import MEAN, STD
+from export.sources import VIT_B_32
 from handler.config import Config, ConfigError
 from handler.encoder import load_encoder
 from handler.engines.onnx_cpu import OnnxCpuEngine
@@ -421,7 +422,7 @@ def state(reference: Reference) -> graph.Weights:
 
 def built(weights: graph.Weights, linear: graph.Linear) -> onnx.ModelProto:
     mean, std = np.array(MEAN), np.array(STD)
-    return graph.build_image(weights, checkpoint.VIT_B_32, mean, std, linear=linear)
+    return graph.build_image(weights, VIT_B_32, mean, std, linear=linear)
 
 
 # --- its parts

@@ -31,9 +31,9 @@ from tests.test_template import TEMPLATE
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("torch")
-from export import ExportError, checkpoint  # noqa: E402  # which need torch
+from export import ExportError, checkpoint, sources  # noqa: E402  # which need torch
 from export.__main__ import main as export  # noqa: E402
-from export.checkpoint import MODELS  # noqa: E402
+from export.sources import DEFAULT, MODELS  # noqa: E402
 
 OTHERS = {
     "ViT-B/16": (224, 16, 512),
@@ -83,7 +83,7 @@ def folders(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     made = tmp_path_factory.mktemp("models")
     captions = texts.captions()[::9]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "CACHE", made)
+        patch.setattr(sources, "CACHE", made)
         patch.setattr(images, "parity_images", few_images)
         patch.setattr(images, "calibration_pixels", few_pictures)
         patch.setattr(texts, "captions", lambda: captions)
@@ -276,7 +276,7 @@ def test_the_dockerfile_finds_the_checkpoint_of_every_model() -> None:
 
 def test_the_template_offers_every_model() -> None:
     parameter = TEMPLATE["Parameters"]["Model"]
-    assert (parameter["Default"], parameter["AllowedValues"]) == (checkpoint.DEFAULT, list(MODELS))
+    assert (parameter["Default"], parameter["AllowedValues"]) == (DEFAULT, list(MODELS))
 
 
 @pytest.mark.parametrize(
