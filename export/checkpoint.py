@@ -53,7 +53,11 @@ class Reference:
             "tensors_sha256": sha256_of_weights(self.model.state_dict()),
         }
         if self.snapshot:
-            found |= {"repository": self.snapshot.repository, "revision": self.snapshot.revision}
+            found |= {
+                "asked": self.snapshot.asked,
+                "repository": self.snapshot.repository,
+                "revision": self.snapshot.revision,
+            }
         return found
 
 

@@ -51,6 +51,8 @@ class File:
 class Snapshot(NamedTuple):
     """Some files of one commit, in a folder of the library's cache."""
 
+    asked: str
+    """What was asked for: ``hf:organisation/name[@revision]``."""
     folder: Path
     repository: str
     revision: str
@@ -109,7 +111,7 @@ def fetch_one(name: str, choices: Sequence[tuple[str, Sequence[str], Sequence[st
         if any(_maybe(repository, file, commit, reasons) for file in weights):
             for file in others:
                 _maybe(repository, file, commit, reasons)
-            return Snapshot(path.parent, repository, commit)
+            return Snapshot(name, path.parent, repository, commit)
     wanted = "; or ".join(f"{config} and {' or '.join(files)}" for config, files, _ in choices)
     raise ExportError(f"nothing was read of {name}: {reasons[0]}. It needs {wanted}")
 

@@ -26,6 +26,9 @@ FOLDERS = (
 """Of a folder, in this order: a configuration, the weights beside it, and what may stand there too.
 """
 
+SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+"""How the name of a file of weights ends."""
+
 ACTIVATIONS = ("quick_gelu", "gelu")
 """What ``--activation`` takes."""
 
@@ -97,8 +100,11 @@ def _in_folder(folder: Path) -> Path:
         for name in weights:
             if (folder / config).is_file() and (folder / name).is_file():
                 return folder / name
+    alone = [file for file in folder.iterdir() if file.suffix in SUFFIXES]
+    if len(alone) == 1:
+        return alone[0]
     wanted = "; or ".join(f"{config} and {' or '.join(weights)}" for config, weights, _ in FOLDERS)
-    raise ExportError(f"{folder} holds no checkpoint. It needs {wanted}")
+    raise ExportError(f"{folder} holds no checkpoint. It needs {wanted}; or one file of weights")
 
 
 def _checkpoint(path: Path, content: archive.Content, activation: str | None) -> Checkpoint:
