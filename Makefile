@@ -24,7 +24,7 @@ EXPORTER := $(VENV)/.export-$(TORCH)
 PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help run dev model test coverage mutants test-other cpus fuzz soak proof e2e models image contents bench lint format check lock clean FORCE
+.PHONY: help run dev model test coverage mutants test-other cpus fuzz soak proof e2e smoke models image contents bench lint format check lock clean FORCE
 
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1 - /p' Makefile
@@ -83,6 +83,13 @@ cpus: $(VENV)/.dev $(EXPORTED_fast)  ## the function's vectors on an emulated ar
 
 e2e: $(VENV)/.dev  ## the real container, with docker and sam (environment: DOCKER, SAM, BASE_IMAGE, EXPORT_IMAGE)
 	$(BIN)/python -m pytest tests/e2e $(ARGS)
+
+# The client and what it needs, in an environment of its own: who deploys needs no torch. The key is not on the
+# command line, where others could read it.
+SMOKE := .cache/smoke
+smoke: export ENCODER_API_KEY := $(or $(KEY),$(ENCODER_API_KEY))
+smoke: $(if $(URL),$(SMOKE)/.installed)  ## try a deployment as its first user would: URL=https://.../prod or lambda://name:live (KEY=the API's key, ARGS=--sigv4)
+	@$(SMOKE)/bin/python -m clip_encoder health --deep --url '$(or $(URL),$(error say which: make smoke URL=https://...))' $(if $(wildcard $(EXPORTED)),--model $(MODEL_DIR)) $(ARGS)
 
 models: $(VENV)/.dev  ## OpenAI's other image towers in full size, with synthetic weights: parity, size, time and memory (ARGS="ViT-L/14": that one; with it half an hour)
 	$(BIN)/python -m tests.models $(ARGS)
@@ -165,6 +172,11 @@ $(VENV)/.bench: requirements-bench.txt $(EXPORTER)
 	$(PIP) install -r requirements-bench.txt
 	@touch $@
 
+$(SMOKE)/.installed: client/pyproject.toml
+	$(PYTHON) -m venv $(SMOKE)
+	$(SMOKE)/bin/pip --disable-pip-version-check --quiet install --editable './client[aws]'
+	@touch $@
+
 # Competitors that need an environment of their own. Without them the benchmark says so and goes on.
 RIVALS := .cache/rivals
 RIVALS_PIP := $(RIVALS)/bin/pip --disable-pip-version-check --quiet
@@ -184,4 +196,4 @@ $(BIN)/aws-lambda-rie: | $(BIN)/python
 	rm -r $(VENV)/sam
 
 clean:  ## remove what make made, except downloads
-	rm -rf $(VENV) $(OTHER_VENV) $(RIVALS) $(MODEL_DIR) .pytest_cache .mypy_cache .ruff_cache .coverage* mutants
+	rm -rf $(VENV) $(OTHER_VENV) $(RIVALS) $(SMOKE) $(MODEL_DIR) .pytest_cache .mypy_cache .ruff_cache .coverage* mutants

@@ -25,6 +25,7 @@ ORIGIN = r"\*|https?://[A-Za-z0-9.-]+(:[0-9]+)?"
 OUTPUTS = r"caller|s3://[a-z0-9.-]{3,63}(/.*)?|s3vectors://[a-z0-9.-]{3,63}/[a-z0-9.-]{3,63}"
 BASE_PATH = r"(/[^/?#\s]+)+"
 PAGES = ("auto", "on", "off")
+SANDBOXES = ("auto", "required")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 
 KUBERNETES = (
@@ -81,6 +82,9 @@ class Config:
     """CPU seconds that decoding one image may take."""
     decode_mb: int = 512
     """Megabytes of memory that decoding one image may take."""
+    sandbox: str = "auto"
+    """``auto``: decoders are confined as far as the kernel allows. ``required``: the service starts
+    only where every wall around them holds."""
     request_seconds: float = 8.0
     """CPU seconds that decoding all images of one request may take."""
     body_seconds: float = 30.0
@@ -132,6 +136,7 @@ class Config:
             raise ConfigError(f"{asked} needs the onnx engine: set CLIP_ENGINE to onnx or auto")
         _one_of("CLIP_PREPROCESS", self.preprocess, PREPROCESSES)
         _one_of("CLIP_PAGE", self.page, PAGES)
+        _one_of("CLIP_SANDBOX", self.sandbox, SANDBOXES)
         _one_of("CLIP_LOG_LEVEL", self.log_level, LOG_LEVELS)
         if not re.fullmatch(OUTPUTS, self.output):
             forms = "caller, s3://bucket/prefix or s3vectors://bucket/index"
@@ -199,11 +204,17 @@ def available_cpus(env: Mapping[str, str] = os.environ, cgroup: Path = CGROUP) -
     memory = env.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "")
     if memory.isdecimal():
         granted, shown = int(memory) / 1769, os.cpu_count() or 1
-    elif hasattr(os, "sched_getaffinity"):  # Linux
-        granted, shown = _cgroup_cpus(cgroup), len(os.sched_getaffinity(0))
     else:
-        granted, shown = _cgroup_cpus(cgroup), os.cpu_count() or 1
+        granted, shown = _cgroup_cpus(cgroup), _shown_cpus()
     return max(1, round(min(granted, shown)))  # a share of a CPU is below one half, or 0
+
+
+def _shown_cpus() -> int:
+    """The CPUs that the system lets this process run on or, where it does not tell, all of them."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except (AttributeError, OSError):  # macOS; a filter of system calls
+        return os.cpu_count() or 1
 
 
 def _cgroup_cpus(cgroup: Path) -> float:

@@ -9,13 +9,14 @@ from handler.budget import Budget
 from handler.config import Config
 from handler.engines import Embedding, Engine, Turns, load_engine
 from handler.errors import ModelUnhealthy, NoSuchTower
-from handler.images import sandbox
+from handler.images import sandbox, walls
 from handler.images.processes import Zygote
 from handler.images.s3 import Image
 from handler.images.sandbox import Decoder
 from handler.model import Model, ModelError
 from handler.outcome import Outcome
 from handler.text.tokenizer import Tokens
+from handler.towers import check_files
 from handler.towers.image import ImageTower
 from handler.towers.text import TextTower
 
@@ -202,13 +203,19 @@ def load_encoder(config: Config, zygote: Zygote | None = None) -> Encoder:
     """Model folder -> primed encoder; `zygote` is what `sandbox.prepare` gave, if it was called.
 
     Raises:
-        ModelError: the model folder cannot be used.
+        ModelError: the model folder cannot be used, or not with these settings.
+        SandboxError: the settings require a wall around decoders that does not hold.
         ImportError: the engine asked for is not installed.
     """
     model = Model.load(config.model_dir)
-    if "image" in served(config, model):
+    towers = served(config, model)
+    for tower in towers:
+        check_files(config, model, tower)
+    if "image" in towers:
         decoder = sandbox.start(config, model.architecture.resolution, zygote)
         encoder = Encoder(load_engine(config, model), model, config, decoder)
+        if config.sandbox == "required":
+            walls.require_all(decoder.walls or walls.NONE)
     else:
         if zygote:
             zygote.close()

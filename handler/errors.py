@@ -20,6 +20,7 @@
     │   ├── TooManyPixels        too_many_pixels         413
     │   ├── TooManyImages        too_many_images         413
     │   ├── TooManyTexts         too_many_texts          413
+    │   ├── ResultTooLarge       result_too_large        413
     │   ├── UnsupportedMediaType unsupported_media_type  415
     │   ├── NotAnImage           not_an_image            422
     │   ├── UnsupportedFormat    unsupported_format      422
@@ -146,6 +147,10 @@ class TooManyImages(RequestError, code="too_many_images", status=413):
 
 class TooManyTexts(RequestError, code="too_many_texts", status=413):
     """A request has more texts than ``CLIP_MAX_TEXTS``."""
+
+
+class ResultTooLarge(RequestError, code="result_too_large", status=413):
+    """The answer might be larger than what carries it takes: Lambda, a load balancer, a Map."""
 
 
 class UnsupportedMediaType(RequestError, code="unsupported_media_type", status=415):

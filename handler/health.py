@@ -55,7 +55,14 @@ def report(model: Model, images: ImageTower | None, texts: TextTower | None) -> 
         "version": __version__,
         "fingerprint": images.fingerprint if images else None,
         "cpu_features": cpu_features(),
+        "sandbox": _sandbox(images),
         "towers": [tower.name for tower in towers],
         "text_fingerprint": texts.fingerprint if texts else None,
         "logit_scale": model.logit_scale,
     }
+
+
+def _sandbox(images: ImageTower | None) -> dict[str, bool] | None:
+    """Return which walls hold decoders; None where no image is decoded."""
+    walls = images.decoder.walls if images else None
+    return walls._asdict() if walls else None

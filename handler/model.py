@@ -97,6 +97,8 @@ class Model:
     preprocessing: Preprocessing
     towers: Mapping[str, Tower]
     """The towers that the folder was exported with, by name."""
+    files: frozenset[str]
+    """The names of all files that the export wrote; a deployment may have left some out."""
     notice: str = ""
     """Text for whoever starts a server: why the weights are not those that were asked for."""
 
@@ -131,6 +133,7 @@ class Model:
                     tuple(card["preprocessing"]["mean"]), tuple(card["preprocessing"]["std"])
                 ),
                 towers={name: _tower(name, tower) for name, tower in card["towers"].items()},
+                files=frozenset(card["files"]),
                 notice=card.get("notice", ""),
             )
         except FileNotFoundError:

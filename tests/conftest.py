@@ -330,15 +330,23 @@ def lambda_client(
 
 @contextmanager
 def emulator(
-    model_dir: Path, log: Path, handler: str = "handler.main.handler", **env: str
+    model_dir: Path,
+    log: Path,
+    handler: str = "handler.main.handler",
+    refused: str = "",
+    **env: str,
 ) -> Iterator[tuple[httpx.Client, int]]:
-    """Lambda's runtime client under its emulator: gives an HTTP client and the emulator's pid."""
+    """Lambda's runtime client under its emulator: gives an HTTP client and the emulator's pid.
+
+    `refused` are the system calls that the kernel refuses the function; see `tests.refusing`.
+    """
     require("emulator", EMULATOR, "no aws-lambda-rie beside python and none named by RIE")
     port, api = free_port(), free_port()
     command = [
         *(str(EMULATOR), "--log-level", "error"),
         *("--runtime-interface-emulator-address", f"127.0.0.1:{port}"),
         *("--runtime-api-address", f"127.0.0.1:{api}"),
+        *((sys.executable, "-m", "tests.refusing", refused) if refused else ()),
         *(sys.executable, "-m", "awslambdaric", handler),
     ]
     settings = {

@@ -6,12 +6,14 @@ in that way, as code would that has taken over a decoder.
 
 import ctypes
 import os
+import resource
 import signal
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from handler.errors import InvalidImage
@@ -40,13 +42,20 @@ def _spin(_: str) -> None:
         pass
 
 
+def _spin_without_timer(_: str) -> None:
+    signal.signal(signal.SIGPROF, signal.SIG_IGN)
+    with suppress(OSError):  # there may be none
+        signal.setitimer(signal.ITIMER_PROF, 0)
+    _spin("")
+
+
 def _spin_in_c(_: str) -> None:
     pow(7, 10**8)
 
 
 def _allocate(_: str) -> None:
-    held = []
-    while True:
+    held: list[bytearray] = []
+    while len(held) < 3000:  # megabytes: no more, if nothing stops it
         held.append(bytearray(2**20))
 
 
@@ -97,6 +106,7 @@ def _report(argument: str) -> None:
         "fork": lambda: os.fork() or os._exit(0),
         "start a program": lambda: subprocess.run(["/bin/true"], check=True),
         "replace the program": lambda: os.execv("/bin/true", ["true"]),
+        "replace a file": lambda: os.rename(argument, argument + "2"),
         "start a thread": lambda: threading.Thread(target=print).start(),
         "kill itself": lambda: signal.raise_signal(signal.SIGKILL),
         "kill the parent": lambda: os.kill(os.getppid(), signal.SIGKILL),
@@ -112,9 +122,36 @@ def _report(argument: str) -> None:
     raise InvalidImage(f"done: {done}; environment: {dict(os.environ)}")
 
 
+def _reach(service: str) -> None:
+    """Try what must not work on any kernel, and say what came of it."""
+    os.close(0)  # a limit on how many files are open would leave room for one more
+    attempts: dict[str, Callable[[], object]] = {
+        "open a file": lambda: os.open("/etc/hostname", os.O_RDONLY),
+        "read the environment": lambda: os.open(f"/proc/{service}/environ", os.O_RDONLY),
+        "read the memory": lambda: os.open(f"/proc/{service}/mem", os.O_RDONLY),
+        "write a file": lambda: os.open("/tmp", os.O_WRONLY | os.O_TMPFILE),
+        "open a socket": socket.socket,
+        "open a pipe": os.pipe,
+        "fork": lambda: os.fork() or os._exit(0),
+        "start a program": lambda: subprocess.run(["/bin/true"], check=True),
+        "start a thread": lambda: threading.Thread(target=print).start(),
+        "raise a limit": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)),
+        "allow memory": lambda: resource.setrlimit(resource.RLIMIT_AS, (-1, -1)),
+    }
+    done = []
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except (OSError, RuntimeError, ValueError):
+            continue
+        done.append(name)
+    raise InvalidImage(f"done: {done}; environment: {dict(os.environ)}")
+
+
 ACTIONS: dict[str, Callable[[str], None]] = {
     "spin": _spin,
     "spin_in_c": _spin_in_c,
+    "spin_without_timer": _spin_without_timer,
     "allocate": _allocate,
     "segfault": _segfault,
     "abort": _abort,
@@ -125,4 +162,5 @@ ACTIONS: dict[str, Callable[[str], None]] = {
     "late": _late,
     "close": _close,
     "report": _report,
+    "reach": _reach,
 }

@@ -180,11 +180,14 @@ class Function:
     def __init__(
         self,
         client: httpx.Client,
+        log: Path,
         emulator_pid: int,
         rng: random.Random,
         twin: Callable[[Event], Any],
     ) -> None:
         self.client = client
+        self.log = log
+        """What it writes into its log lies here."""
         self.twin = twin
         """Another instance of the function, in this process, to which nothing happens."""
         self.emulator_pid = emulator_pid
@@ -263,7 +266,10 @@ def s3_batch(
 
 
 def sqs(function: Function, items: Sequence[Item], rng: random.Random, cloud: Any) -> list[str]:
-    """Lambda's poller of a queue with the template's settings; in the end its dead-letter queue.
+    """Lambda's poller of a queue with the template's settings.
+
+    In the end the failures are those of its dead-letter queue, and those that the function's log
+    names for good.
 
     One message in ten is sent twice, all are out of order, and a few are none of ours. Objects that
     change do so while a message that names them is worked on, and S3 sends the next message. Half
@@ -275,6 +281,7 @@ def sqs(function: Function, items: Sequence[Item], rng: random.Random, cloud: An
         r["Properties"]["BatchSize"] for r in settings.values() if "BatchSize" in r["Properties"]
     )
     queue, dead = _queues(cloud.sqs, receives)
+    before = function.log.stat().st_size
     sent = {_message(item, rng): item for item in items}
     changes = {item.source: collections.deque(item.later) for item in items if item.later}
     bodies = list(sent)
@@ -313,7 +320,11 @@ def sqs(function: Function, items: Sequence[Item], rng: random.Random, cloud: An
                 cloud.sqs.change_message_visibility(**receipt, VisibilityTimeout=0)
             else:
                 cloud.sqs.delete_message(**receipt)
-    return [str(sent[body].source) for body in _set_aside(cloud.sqs, dead) if body != "not JSON"]
+    set_aside = _set_aside(cloud.sqs, dead) - {"not JSON"}
+    lines = _failures(function.log.read_bytes()[before:].decode())
+    named = {line["source"] for line in lines if not line["retryable"]}
+    asked = {str(item.source) for item in items}
+    return [*(named & asked | {str(sent[body].source) for body in set_aside})]
 
 
 def _queues(client: Any, receives: int) -> tuple[str, str]:
@@ -614,7 +625,7 @@ def _function(plain: Encoder, log: Path, output: str, rng: random.Random) -> Ite
         client.timeout = httpx.Timeout(600)
         # It loads the model first: the emulator answers nothing at all for one that dies meanwhile.
         client.post(INVOKE, json={"action": "health"})
-        yield Function(client, pid, rng, lambda event: direct.invoke(event, None, twin))
+        yield Function(client, log, pid, rng, lambda event: direct.invoke(event, None, twin))
 
 
 def _vectors(cloud: SimpleNamespace) -> list[tuple[str, np.ndarray[Any, Any]]]:
@@ -656,11 +667,15 @@ def newest(files: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, np.ndarray
 def _codes(logs: Iterator[Path]) -> dict[str, set[str]]:
     codes: dict[str, set[str]] = collections.defaultdict(set)
     for log in logs:
-        for line in log.read_text().splitlines():
-            if '"no vector"' in line:
-                found = json.loads(line[line.index("{") :])
-                codes[found["source"]].add(found["code"])
+        for line in _failures(log.read_text()):
+            codes[line["source"]].add(line["code"])
     return codes
+
+
+def _failures(log: str) -> list[dict[str, Any]]:
+    """The lines of a function's log that name what got no vector."""
+    named = [line for line in log.splitlines() if '"no vector"' in line]
+    return [json.loads(line[line.index("{") :]) for line in named]
 
 
 def main() -> int:

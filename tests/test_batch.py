@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from events import generate
 from events.generate import in_s3, map_batch, s3_batch, s3_eventbridge, s3_notification, sns, sqs
@@ -25,13 +26,12 @@ from handler.errors import (
     ClipError,
     InvalidEvent,
     ModelUnhealthy,
-    NotAnImage,
     SourceChanged,
     SourceUnavailable,
 )
 from handler.events import direct
 from tests.answers import assert_same
-from tests.aws import take_vectors
+from tests.aws import UNWRITABLE, take_vectors
 from tests.conftest import image_tower, with_settings
 from tests.fuzz.judge import unaccounted
 from tests.fuzz.mutate import mutate_event
@@ -164,7 +164,7 @@ def test_sqs_hands_back_the_messages_that_failed_and_no_others(
             '{"s3": {}}',
             '{"Records": [7]}',
         ),
-        *(in_s3("missing"), in_s3("throttled/x"), s3_notification(one, "text"), in_s3("\ud800")),
+        *(in_s3("throttled/x"), s3_notification(one, "denied/x"), in_s3("\ud800")),
         *(
             sns(s3_notification()) | {"Message": "not JSON"},
             {**in_s3(one), "image": "x"},
@@ -178,14 +178,108 @@ def test_sqs_hands_back_the_messages_that_failed_and_no_others(
     failed = [record["messageId"] for record in event["Records"]]
     del failed[5 : 5 + len(good)]
     assert answer == {"batchItemFailures": [{"itemIdentifier": message} for message in failed]}
-    check_written(cloud, vector, one, two, removed=("gone", "never-there", "missing", "text"))
+    check_written(cloud, vector, one, two, removed=("gone", "never-there"))
     assert len(caplog.messages) >= len(bad)
     assert "no vector" in caplog.messages
     (request,) = [record for record in caplog.records if record.message == "request"]
-    assert vars(request)["fields"]["images"] == 8  # however often each is named
+    assert vars(request)["fields"]["images"] == 7  # however often each is named
     assert (
-        vars(request)["fields"]["failed"] == 4
+        vars(request)["fields"]["failed"] == 3
     )  # not what is only said to have changed, and is gone
+
+
+NO_IMAGES = {
+    "2024/": (b"", "missing_field", "the image is empty"),  # as S3's console makes a folder
+    "notes.txt": (b"no image", "not_an_image", "the data is not an image"),
+    "film.mp4": (b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom", "unsupported_format", "a video"),
+    "page.pdf": (b"%PDF-1.7", "unsupported_format", "PDF"),
+    "broken.jpg": (
+        images.encoded(images.photograph("rocket"), "JPEG")[:5000],
+        "truncated_image",
+        "",
+    ),
+    "wide.png": (images.encoded(Image.new("L", (900, 1)), "PNG"), "extreme_shape", "100"),
+}
+"""Key -> the object, the code that the log names it with, and what its reason says."""
+
+
+@pytest.mark.parametrize(
+    "told", [s3_notification, s3_eventbridge, in_s3, lambda key: sns(s3_notification(key))]
+)
+@pytest.mark.parametrize("key", NO_IMAGES)
+def test_an_object_that_can_have_no_vector_is_named_once_and_done(
+    worker: Encoder,
+    cloud: SimpleNamespace,
+    log_lines: list[dict[str, Any]],
+    key: str,
+    told: Callable[[str], Any],
+) -> None:
+    """SQS would deliver it five times, and then set it aside and ring, for a folder or a text."""
+    body, code, reason = NO_IMAGES[key]
+    cloud.s3.put_object(Bucket="photos", Key=key, Body=body)
+    event = sqs(told(key), told(key), in_s3("throttled/x"))
+    again = [{"itemIdentifier": event["Records"][2]["messageId"]}]
+    assert direct.invoke(event, None, worker) == {"batchItemFailures": again}
+    named, passing = log_lines
+    assert named["request_id"]
+    assert reason in named["detail"]
+    assert (named["source"], named["code"], named["retryable"]) == (
+        f"s3://photos/{key}",
+        code,
+        False,
+    )
+    assert (passing["source"], passing["retryable"]) == ("s3://photos/throttled/x", True)
+    (file,) = take_vectors(cloud.s3).values()
+    assert file["removed"].tolist() == [f"s3://photos/{key}"]  # a vector that it had is gone
+
+
+def test_an_object_that_is_asked_for_by_name_and_gone_is_named_once_and_done(
+    worker: Encoder, log_lines: list[dict[str, Any]]
+) -> None:
+    assert direct.invoke(sqs(in_s3("missing")), None, worker) == {"batchItemFailures": []}
+    (named,) = log_lines
+    assert (named["source"], named["code"]) == ("s3://photos/missing", "source_not_found")
+    assert named["retryable"] is False
+
+
+@pytest.mark.parametrize("told", [s3_notification, s3_eventbridge])
+@pytest.mark.parametrize("key", NO_IMAGES)
+def test_nor_does_lambda_retry_a_notification_of_it(
+    worker: Encoder,
+    cloud: SimpleNamespace,
+    log_lines: list[dict[str, Any]],
+    key: str,
+    told: Callable[[str], Any],
+) -> None:
+    cloud.s3.put_object(Bucket="photos", Key=key, Body=NO_IMAGES[key][0])
+    assert direct.invoke(told(key), None, worker) == {"written": 0, "removed": 1}
+    assert [line["code"] for line in log_lines] == [NO_IMAGES[key][1]]
+
+
+@pytest.mark.parametrize(
+    ("key", "settings"),
+    [("denied/x", {}), (GOOD[0], {"s3_buckets": ()}), (f"{UNWRITABLE}x", {})],
+    ids=["a role", "a bucket's list", "an output"],
+)
+def test_what_an_operator_can_mend_is_handed_back(
+    worker: Encoder, cloud: SimpleNamespace, photo: bytes, key: str, settings: dict[str, Any]
+) -> None:
+    """In the dead-letter queue it waits until that is done, and can be sent round again."""
+    cloud.s3.put_object(Bucket="photos", Key=key, Body=photo)
+    worker = with_settings(worker, **settings)
+    assert len(direct.invoke(sqs(s3_notification(key)), None, worker)["batchItemFailures"]) == 1
+    with pytest.raises(ClipError):
+        direct.invoke(s3_notification(key), None, worker)
+
+
+def test_a_service_without_an_image_tower_takes_no_vector_away(
+    worker: Encoder, cloud: SimpleNamespace
+) -> None:
+    texts_only = with_settings(worker)
+    texts_only.images = None
+    event = sqs(s3_notification(GOOD[0]))
+    assert len(direct.invoke(event, None, texts_only)["batchItemFailures"]) == 1
+    assert take_vectors(cloud.s3) == {}
 
 
 @pytest.mark.parametrize("body", [None, 7, {"s3": {}}])
@@ -205,15 +299,12 @@ def test_a_notification_raises_what_failed_after_the_good_are_written(
     with pytest.raises(SourceUnavailable) as caught:
         direct.invoke(s3_notification("text", GOOD[0], "throttled/x", GOOD[1]), None, worker)
     assert caught.value.detail.startswith(
-        "2 of 4 failed: s3://photos/throttled/x: source_unavailable: "
+        "1 of 4 failed: s3://photos/throttled/x: source_unavailable: "
     )
-    assert "s3://photos/text: not_an_image: " in caught.value.detail
     check_written(cloud, vector, *GOOD, removed=("text",))
-    with pytest.raises(NotAnImage):
-        direct.invoke(s3_eventbridge("text"), None, worker)
     assert direct.invoke(s3_notification(*GOOD), None, worker) == {"written": 2, "removed": 0}
     assert direct.invoke(s3_eventbridge("missing"), None, worker) == {"written": 0, "removed": 1}
-    check_written(cloud, vector, *GOOD, removed=("text", "missing"))
+    check_written(cloud, vector, *GOOD, removed=("missing",))
 
 
 # --- a notification means: this key changed -------------------------------------------------------
@@ -239,7 +330,7 @@ def test_the_object_as_it_is_now_is_what_counts_and_not_what_is_said_of_it(
     assert direct.invoke(sqs(event), None, worker) == {"batchItemFailures": []}
     check_written(cloud, vector, "changing")
     cloud.s3.put_object(Bucket="photos", Key="changing", Body=b"no image any more")
-    assert len(direct.invoke(sqs(event), None, worker)["batchItemFailures"]) == 1
+    assert direct.invoke(sqs(event), None, worker) == {"batchItemFailures": []}
     check_written(cloud, vector, removed=("changing",))
     cloud.s3.delete_object(Bucket="photos", Key="changing")
     assert direct.invoke(sqs(event), None, worker) == {"batchItemFailures": []}
@@ -283,7 +374,7 @@ def test_an_object_that_changes_meanwhile_is_handed_back(
     with before_writing(_remade(cloud, "racing", end)):
         answer = direct.invoke(event, None, worker)
     changed = start != end
-    assert answer["batchItemFailures"] == (racing if changed or start == b"no image" else [])
+    assert answer["batchItemFailures"] == (racing if changed else [])
     for told in (s3_notification("racing"), {"Items": [in_s3("racing")]}):
         _remade(cloud, "racing", start)()
         with (
@@ -322,10 +413,10 @@ def test_a_version_that_is_named_is_an_object_of_its_own(
     message["s3"]["version_id"] = version
     cloud.s3.put_object(Bucket="photos", Key="versions", Body=b"no image")
     event = sqs(message, s3_notification("versions"))
-    assert len(direct.invoke(event, None, worker)["batchItemFailures"]) == 1
+    assert direct.invoke(event, None, worker) == {"batchItemFailures": []}
     check_written(cloud, vector, "versions", removed=("versions",))
     cloud.s3.delete_object(Bucket="photos", Key="versions", VersionId=version)
-    assert len(direct.invoke(sqs(message), None, worker)["batchItemFailures"]) == 1
+    assert direct.invoke(sqs(message), None, worker) == {"batchItemFailures": []}
     (file,) = take_vectors(cloud.s3).values()
     assert file["removed"].tolist() == [f"{version}@s3://photos/versions"]
 
@@ -595,11 +686,9 @@ def test_a_maps_batch_of_nothing_good_has_no_place(worker: Encoder) -> None:
 
 @pytest.mark.parametrize("turn", [1, -1])
 def test_what_one_message_names_and_another_says_to_have_changed_is_missed(
-    worker: Encoder, turn: int
+    worker: Encoder, turn: int, log_lines: list[dict[str, Any]]
 ) -> None:
     """A message that names an object wants its vector, whatever others in the batch say of it."""
     event = sqs(*[in_s3("gone"), s3_notification("gone")][::turn], s3_notification("gone too"))
-    failed = direct.invoke(event, None, worker)["batchItemFailures"]
-    assert [one["itemIdentifier"] for one in failed] == [
-        record["messageId"] for record in event["Records"][:2]
-    ]
+    assert direct.invoke(event, None, worker) == {"batchItemFailures": []}
+    assert [line["source"] for line in log_lines] == ["s3://photos/gone"]

@@ -29,6 +29,7 @@ from clip_encoder.retries import pause, retry_after
 from export import images
 from handler.encoder import Encoder
 from tests.conftest import free_port, in_a_loop, serve, with_settings
+from tests.gateway import CREDENTIALS, OWN, is_signed
 from tests.peers import Reply, Request, in_turn, peer, vector
 
 SOON = {"retry-after": "0.01"}
@@ -310,6 +311,73 @@ def test_what_is_not_the_service_ends_a_run(
     assert len(service.requests) == 1
 
 
+GATEWAYS = {
+    "no key": (Refused, "forbidden", 1, "Forbidden: give the API's key"),
+    "no such path": (Refused, "forbidden", 1, "Missing Authentication Token: the API has no such"),
+    "not permitted": (Refused, "forbidden", 1, "User: anonymous is not authorized"),
+    "wrongly signed": (Refused, "forbidden", 1, "The request signature we calculated does not"),
+    "unauthorized": (Refused, "unauthorized", 1, "Unauthorized"),
+    "too large": (EncoderError, "body_too_large", 1, "Request Too Long"),
+    "too many": (EncoderError, "too_many_requests", 3, "Too Many Requests"),
+    "quota": (Refused, "quota_exceeded", 1, "Limit Exceeded: the quota of the key's usage plan"),
+    "not configured": (EncoderError, "http_500", 3, "HTTP 500"),
+    "throttled function": (EncoderError, "http_500", 3, "Internal server error"),
+    "crashed function": (EncoderError, "http_502", 3, "Internal server error"),
+    "timed out": (EncoderError, "http_504", 3, "Endpoint request timed out"),
+    "HTTP API, crashed": (EncoderError, "http_500", 3, "Internal Server Error"),
+    "HTTP API, timed out": (EncoderError, "http_503", 3, "Service Unavailable"),
+    "URL, not permitted": (Refused, "forbidden", 1, "Forbidden. For troubleshooting"),
+    "URL, too many": (EncoderError, "too_many_requests", 3, "Rate Exceeded."),
+    "URL, crashed": (EncoderError, "http_502", 3, "HTTP 502"),
+}
+
+
+def test_what_a_gateway_answers_itself_is_all_tried() -> None:
+    assert GATEWAYS.keys() == OWN.keys()
+
+
+@pytest.mark.parametrize(("name", "expected"), GATEWAYS.items())
+def test_what_a_gateway_answers_itself(
+    connect: Connect,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    expected: tuple[type[EncoderError], str, int, str],
+) -> None:
+    kind, code, count, said = expected
+    monkeypatch.setattr("clip_encoder.retries.FIRST", 0.01)
+    with (
+        peer(lambda _: OWN[name]) as service,
+        connect(service.address) as client,
+        pytest.raises(EncoderError) as caught,
+    ):
+        client.encode_image(b"x")
+    assert type(caught.value) is kind
+    assert caught.value.code == code
+    assert said in caught.value.detail
+    assert "session-token" not in caught.value.detail
+    assert "\n" not in caught.value.detail
+    assert len(service.requests) == count
+
+
+def test_an_image_that_a_gateway_does_not_take_fails_alone(connect: Connect) -> None:
+    def answer(request: Request) -> Reply:
+        return OWN["too large"] if len(request.body) > 1000 else _served(request)
+
+    with peer(answer) as service, connect(service.address) as client:
+        results = list(client.encode_images([b"x", bytes(2000), b"y"]))
+    assert [result.code for result in results] == [None, "body_too_large", None]
+
+
+def test_a_quota_that_is_used_up_ends_a_run(connect: Connect) -> None:
+    with (
+        peer(lambda _: OWN["quota"]) as service,
+        connect(service.address, concurrency=1) as client,
+        pytest.raises(Refused, match="quota_exceeded"),
+    ):
+        list(client.encode_images([b"x"] * 32 * 9))
+    assert len(service.requests) <= 2  # the second was begun before the first was answered
+
+
 @pytest.mark.parametrize("body", [{}, [], 7, {"embeddings": [[1.0]], "errors": []}, {"errors": []}])
 def test_an_answer_of_another_shape_is_a_failure(connect: Connect, body: Any) -> None:
     with peer(lambda _: Reply(body=body)) as service, connect(service.address) as client:
@@ -425,46 +493,27 @@ def test_an_api_key_is_sent(connect: Connect) -> None:
     assert request.path == "/prod/encode_image"
 
 
-@pytest.mark.parametrize("token", ["", "session"])
+@pytest.mark.parametrize("token", ["", CREDENTIALS["AWS_SESSION_TOKEN"]])
 def test_a_signature_that_aws_would_accept(
     connect: Connect, monkeypatch: pytest.MonkeyPatch, token: str
 ) -> None:
     _credentials(monkeypatch, token)
-    with peer(_verified) as service, connect(service.address, sigv4=True) as client:
+
+    def answer(request: Request) -> Reply:
+        if not is_signed(request, token):
+            return OWN["wrongly signed"]
+        body = {"status": "healthy"} if request.method == "GET" else vector(3)
+        return Reply(body=body)
+
+    with peer(answer) as service, connect(service.address, sigv4=True) as client:
         np.testing.assert_array_equal(client.encode_image(b"x"), _float32(3))
         assert client.health() == {"status": "healthy"}
-    for request in service.requests:
-        assert "/eu-north-1/execute-api/aws4_request" in request.headers["authorization"]
 
 
 def _credentials(monkeypatch: pytest.MonkeyPatch, token: str = "") -> None:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-north-1")
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("AWS_SESSION_TOKEN", token)
-
-
-def _verified(request: Request) -> Reply:
-    """Compute the signature again, of what arrived, by the headers that it says it covers."""
-    from botocore.auth import SigV4Auth
-    from botocore.awsrequest import AWSRequest
-    from botocore.credentials import Credentials
-
-    claimed = request.headers["authorization"]
-    covered = claimed.partition("SignedHeaders=")[2].partition(",")[0].split(";")
-    assert {"content-type", "host", "x-amz-date"} <= set(covered)
-    url = f"http://{request.headers['host']}{request.path}"
-    headers = {name: request.headers[name] for name in covered}
-    signed = AWSRequest(request.method, url, headers, request.body)
-    signed.context["timestamp"] = request.headers["x-amz-date"]
-    token = request.headers.get("x-amz-security-token")
-    auth = SigV4Auth(Credentials("key", "secret", token), "execute-api", "eu-north-1")
-    text = auth.string_to_sign(signed, auth.canonical_request(signed))
-    if not claimed.endswith(f"Signature={auth.signature(text, signed)}"):
-        return Reply(403, {"message": "the signature does not match"})
-    if request.method == "GET":
-        return Reply(body={"status": "healthy"})
-    return Reply(body=vector(3))
 
 
 @pytest.mark.parametrize(
@@ -594,6 +643,8 @@ def test_a_new_version_of_another_fingerprint_raises(function: Callable[[str], N
     [
         (Reply(429, {"Message": "slow"}, {"x-amzn-errortype": "TooManyRequestsException"}), "", 3),
         (Reply(500, {"Message": "oh"}, {"x-amzn-errortype": "ServiceException"}), "", 3),
+        (Reply(409, {"Message": "wait"},
+               {"x-amzn-errortype": "CodeArtifactUserPendingException"}), "function_error", 3),
         (Reply(413, {"Message": "big"}, {"x-amzn-errortype": "RequestEntityTooLargeException"}),
          "body_too_large", 1),
         (Reply(403, {"Message": "no"}, {"x-amzn-errortype": "AccessDeniedException"}),

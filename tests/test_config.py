@@ -269,3 +269,13 @@ def test_where_the_system_cannot_say_it_is_what_the_machine_has(
     monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS
     assert available_cpus({}, cgroup=tmp_path) == os.cpu_count()
     assert available_cpus({}, _cgroup(tmp_path, SHARE)) == 1
+
+
+def test_where_the_kernel_refuses_to_say_it_is_what_the_machine_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: int) -> set[int]:
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_getaffinity", refuse)
+    assert available_cpus({}, cgroup=tmp_path) == os.cpu_count()

@@ -108,6 +108,18 @@ def test_a_binary_response_through_api_gateway(main: types.ModuleType, vector: l
     np.testing.assert_array_equal(numbers, np.array(vector, np.float32))
 
 
+def test_an_answer_is_binary_only_where_api_gateway_sees_that_it_is_asked_for(
+    main: types.ModuleType, vector: list[float]
+) -> None:
+    """It would pass the base64 of any other on as it is."""
+    request = event("rest_multipart")
+    accept = "application/json;q=0.5, application/octet-stream"
+    request["headers"]["Accept"], request["multiValueHeaders"]["Accept"] = accept, [accept]
+    response = main.handler(request, None)
+    assert response["isBase64Encoded"] is False
+    assert json.loads(response["body"]) == vector
+
+
 class NoTimeLeft:
     """Lambda's context, when it is about to end the function."""
 

@@ -3,9 +3,6 @@
 import os
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -73,65 +70,3 @@ def test_pictures_are_sorted_by_the_label_that_fits_best(
     (row,) = client.post("/rank", json=asked).json()["probabilities"]
     assert sorted_to["c.jpg"] == ("cat" if row[0] > row[1] else "cup")
     assert f"{max(row):.0%}" in done.stdout
-
-
-@pytest.fixture
-def troubled(client: httpx.Client) -> Iterator[tuple[str, list[str]]]:
-    """The real server behind one that turns the first request away and hangs up on the second."""
-    seen: list[str] = []
-
-    class Front(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # the standard library's name
-            seen.append(self.path)
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            if len(seen) == 1:
-                self.send_response(503)
-                self.send_header("Retry-After", "0")
-                self.end_headers()
-            elif len(seen) > 2:
-                kind = {"Content-Type": self.headers["Content-Type"]}
-                answer = client.post(self.path, content=body, headers=kind)
-                self.send_response(answer.status_code)
-                self.send_header("X-Clip-Fingerprint", answer.headers["X-Clip-Fingerprint"])
-                self.end_headers()
-                self.wfile.write(answer.content)
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    front = ThreadingHTTPServer(("127.0.0.1", 0), Front)
-    thread = threading.Thread(target=front.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{front.server_port}", seen
-    front.shutdown()
-    thread.join()
-    front.server_close()
-
-
-def backend(url: str, picture: Path, use: str = "true") -> subprocess.CompletedProcess[str]:
-    return run("backend.py", picture, USE_LOCAL_CLIP=use, LOCAL_CLIP_URL=url)
-
-
-def test_a_backend_tries_again(
-    troubled: tuple[str, list[str]], photos: Path, encoder: Encoder
-) -> None:
-    url, seen = troubled
-    assert backend(url, photos / "a.jpg").stdout.split() == ["512", encoder.fingerprint]
-    assert len(seen) == 3
-
-
-def test_a_backend_does_not_try_again_what_is_refused(
-    troubled: tuple[str, list[str]], photos: Path
-) -> None:
-    url, seen = troubled
-    seen += ["/encode_image"] * 2  # the troubles are over
-    assert "PictureRefused: the data is not an image" in backend(url, photos / "damaged.jpg").stderr
-    assert len(seen) == 3
-
-
-def test_a_backend_gives_up_on_a_service_that_is_not_there(photos: Path) -> None:
-    assert "ConnectError" in backend("http://127.0.0.1:9", photos / "a.jpg").stderr
-
-
-def test_a_backend_asks_only_if_it_is_told_to(client: httpx.Client, photos: Path) -> None:
-    assert "USE_LOCAL_CLIP is not true" in backend(str(client.base_url), photos, use="").stderr

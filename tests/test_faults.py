@@ -77,6 +77,18 @@ def _without_graph(folder: Path) -> None:
     (folder / "visual.onnx").unlink()
 
 
+def _without_text_graph(folder: Path) -> None:
+    (folder / "text.onnx").unlink()
+
+
+def _without_text_weights(folder: Path) -> None:
+    (folder / "text.onnx.data").unlink()
+
+
+def _without_vocabulary(folder: Path) -> None:
+    (folder / "vocabulary.json").unlink()
+
+
 def _truncated_weights(folder: Path) -> None:
     path = _own(folder / "visual.onnx.data")
     os.truncate(path, path.stat().st_size // 2)
@@ -98,8 +110,12 @@ def _broken_graph(folder: Path) -> None:
         (_without_json, ["no model at", "model.json", "python -m export"]),
         (_other_version, ["model.json is of format 99", "export the model again"]),
         (_broken_json, ["model.json cannot be read", "export the model again"]),
-        (_without_weights, ["visual.onnx"]),
-        (_without_graph, ["visual.onnx"]),
+        (_without_weights, ["needs visual.onnx.data for the image tower", "an incomplete copy"]),
+        (_without_graph, ["needs visual.onnx for the image tower", "export the model again"]),
+        # The text tower's files are opened by the first text, but looked for at the start.
+        (_without_text_graph, ["needs text.onnx for the text tower"]),
+        (_without_text_weights, ["needs text.onnx.data for the text tower"]),
+        (_without_vocabulary, ["needs vocabulary.json for the text tower"]),
         (_truncated_weights, ["visual.onnx.data has", "truncated or changed"]),
         # What was cut short on its way here is a failed deployment, whichever tower it is of.
         (_truncated_text_weights, ["text.onnx.data has", "truncated or changed"]),

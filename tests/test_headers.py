@@ -17,17 +17,20 @@ JSON, OCTETS = "application/json", "application/octet-stream"
         (OCTETS, OCTETS),
         ("Application/OCTET-Stream", OCTETS),
         (f"{OCTETS}, {JSON}", OCTETS),
-        (f"{JSON}, {OCTETS}", JSON),  # of equal weight the first, as API Gateway has it
-        (f"text/html, {OCTETS}", OCTETS),
-        (f"{JSON};q=0.5, {OCTETS}", OCTETS),
+        (f"{JSON}, {OCTETS}", JSON),  # of equal weight
+        (f"text/html, {OCTETS}", JSON),  # API Gateway looks at the first type only
+        (f"{JSON};q=0.5, {OCTETS}", JSON),  # whatever the weights
         (f"{OCTETS};q=0.5, {JSON}", JSON),
         (f"{OCTETS}; Q=0.5 , {JSON} ;\tq=0.4", OCTETS),
         (f"{OCTETS};q=0.001, */*;q=0", OCTETS),
         (f"{OCTETS}, */*", OCTETS),
-        (f"*/*, {OCTETS}", JSON),  # the same weight, and the wildcard comes first
-        (f"*/*;q=0.1, {OCTETS}", OCTETS),
+        (f"*/*, {OCTETS}", JSON),
+        (f"*/*;q=0.1, {OCTETS}", JSON),
         ("application/*", JSON),
-        (f"{JSON};q=0, application/*", OCTETS),  # the more specific range decides
+        (f"{JSON};q=0, {OCTETS}", JSON),
+        (f"{OCTETS}, {JSON};q=0.9", OCTETS),
+        (f"{OCTETS};q=0.9, {JSON};q=0.8, */*", OCTETS),  # the more specific range decides
+        (f"{OCTETS};q=0.9, */*", JSON),
         (f"{OCTETS};q=0, */*", JSON),
         (f"{OCTETS};q=0", JSON),
         ("image/png", JSON),  # nothing acceptable: better than an error

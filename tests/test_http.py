@@ -23,6 +23,7 @@ from handler.engines import Embeddings, Pixels, TokenIds
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.health import cpu_features
 from handler.http.app import create_app
+from handler.images.walls import Walls
 from handler.model import Model
 from tests.conftest import image_tower, serve, with_golden, with_settings
 
@@ -51,6 +52,7 @@ def test_health_is_the_old_services_and_more(client: httpx.Client, model: Model)
         "version": __version__,
         "fingerprint": fingerprint,
         "cpu_features": cpu_features(),
+        "sandbox": dict.fromkeys(Walls._fields, True),
         "towers": ["image", "text"],
         "text_fingerprint": body["text_fingerprint"],  # null before the first text
         "logit_scale": model.logit_scale,

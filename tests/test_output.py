@@ -175,7 +175,7 @@ def test_vectors_in_an_index(worker: Encoder, cloud: SimpleNamespace, photo: byt
     before = set(stored(cloud))
     for _ in range(2):  # delivered twice, there once
         event = sqs(*map(in_s3, KEYS), in_s3("missing"))
-        assert len(direct.invoke(event, None, to_index)["batchItemFailures"]) == 1
+        assert direct.invoke(event, None, to_index) == {"batchItemFailures": []}
     (result,) = direct.invoke(s3_batch("2.0", KEYS[0], version=version), None, to_index)["results"]
     assert (result["resultCode"], result["resultString"]) == (
         "Succeeded",

@@ -30,11 +30,11 @@ from handler.errors import (
     Overloaded,
     TooManyPixels,
 )
-from handler.images import confine, processes, sandbox, zygote
+from handler.images import processes, sandbox, seccomp, zygote
 from handler.images.formats import FORMATS, sniff
 from handler.images.processes import Zygote
 from handler.images.sandbox import Sandbox, Unconfined
-from handler.images.wire import ANSWER, NOT_CONFINED, REQUEST, Decoded, Limits
+from handler.images.wire import ANSWER, REQUEST, Decoded, Limits
 from tests import bombs
 from tests.conftest import ROOT, SIDE
 from tests.hostile import bad
@@ -93,6 +93,7 @@ NO_MORE = InternalError("images cannot be decoded now; the fault is logged")
     [
         ("spin", TOO_LONG),
         ("spin_in_c", TOO_LONG),
+        ("spin_without_timer", TOO_LONG),
         ("chatter", TOO_LONG),
         ("allocate", TOO_MUCH),
         ("segfault", CRASH),
@@ -157,7 +158,7 @@ def test_what_the_kernel_was_told(box: Sandbox) -> None:
     limits = {line[:26].strip(): line[26:].split() for line in limits_of(pid)}
     assert limits["Max file size"][:2] == ["0", "0"]
     assert limits["Max core file size"][:2] == ["0", "0"]
-    assert limits["Max open files"][:2] == ["4", "4"]
+    assert limits["Max open files"][:2] == ["0", "0"]
     assert limits["Max processes"][:2] == ["0", "0"]
     space = int(limits["Max address space"][1])
     assert 200 * 2**20 < space < 300 * 2**20
@@ -173,10 +174,10 @@ HEADERS = {
 }
 
 
-@pytest.mark.parametrize("machine", confine._MACHINES)
+@pytest.mark.parametrize("machine", seccomp._MACHINES)
 def test_the_filter_allows_its_calls_and_no_other(machine: str) -> None:
-    architecture, calls = confine._MACHINES[machine]
-    program = confine._filter(architecture, calls)
+    architecture, calls = seccomp._MACHINES[machine]
+    program = seccomp._filter(architecture, calls)
     allowed = {number for number in range(1000) if _verdict(program, architecture, number)}
     assert allowed == set(calls.values())
     assert not any(_verdict(program, architecture ^ 1, number) for number in range(1000))
@@ -244,7 +245,7 @@ def test_the_time_that_an_image_took_is_told(box: Sandbox) -> None:
     with pytest.raises(TooManyPixels):
         box.decode(PHOTO, Config(max_pixels=10), spent.append)
     assert 0 <= spent[0] < 0.2
-    assert spent[1] == CONFIG.decode_seconds
+    assert spent[1] > 0.9 * CONFIG.decode_seconds
     assert 0 <= spent[2] < 0.2
 
 
@@ -374,20 +375,10 @@ def test_the_log_says_what_became_of_decoders(box: Sandbox, said: Said) -> None:
     for word in ("segfault", "garbage", "spin"):
         with pytest.raises(ClipError):
             decode(box, bad(word))
-    assert said() == [
+    assert said()[-2:] == [
         f"WARNING a decoder of JPEG ended with status {signal.SIGSEGV}",
         f"WARNING an image is decoded once more: {NONSENSE}",
     ]
-
-
-def test_a_kernel_that_does_not_confine_is_named(said: Said) -> None:
-    """A decoder that could not confine itself ends with a status of its own."""
-    box = Sandbox(CONFIG, SIDE, Zygote(("tests.hostile", "to_pixels")))
-    with pytest.raises(InternalError) as caught:
-        decode(box, bad("leave", str(NOT_CONFINED)))
-    assert caught.value.detail == NO_MORE.detail
-    assert said() == ["ERROR this kernel does not confine a decoder: no image can be decoded"]
-    box.close()
 
 
 def test_the_zygote_is_a_bare_interpreter_in_a_session_of_its_own(
@@ -529,12 +520,11 @@ def test_an_image_whose_memory_others_held_is_decoded_all_the_same() -> None:
 
 
 def test_a_decoder_answers_with_pixels_or_a_code_and_a_text() -> None:
-    number, done, used, length, name, width, height, pixels = answers(
+    number, done, length, name, width, height, pixels = answers(
         PHOTO, zygote.to_pixels_of("handler.images.decode", "to_pixels")
     )
     assert (number, done, length, width, height) == (7, True, 150_528, 300, 200)
     assert (name.rstrip(b"\0"), pixels) == (b"JPEG", EXPECTED.pixels)
-    assert used >= 0
     for error, text in (
         (TooManyPixels("so many"), b"too_many_pixels so many"),
         (MemoryError(), b"image_too_costly decoding the image takes too much memory"),

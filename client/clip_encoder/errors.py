@@ -12,8 +12,10 @@
 so on: see the service's documentation), and one of these otherwise:
 
 - ``unreadable_file``, ``invalid_text``: a file that cannot be read here, or a text that is none
-- ``unreachable``, ``forbidden``, ``too_many_requests``, or ``http_502`` and so on by the status
-- ``function_error``: the Lambda function crashed or ran out of time
+- ``unreachable``; of a gateway before the service ``unauthorized``, ``forbidden``, ``not_found``,
+  ``body_too_large``, ``too_many_requests``, ``quota_exceeded`` (of an API key), or ``http_502`` and
+  so on by the status
+- ``function_error``: the Lambda function crashed, ran out of time or is not ready yet
 - ``fingerprint_changed``, ``foreign_answer`` (no answer of this service), ``missing_package``
 
 ::
@@ -73,6 +75,11 @@ class Unreachable(ServiceUnusable):
 
 class Refused(ServiceUnusable):
     """The caller may not ask, or what answers at this address is not the service."""
+
+    @property
+    def retryable(self) -> bool:
+        """Never, whatever the status: the quota of a key is used up with 429."""
+        return False
 
 
 class FingerprintChanged(ServiceUnusable):

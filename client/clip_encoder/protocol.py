@@ -1,6 +1,7 @@
 """The service's requests and answers, alike over HTTP, in direct invokes, and in this process."""
 
 import base64
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,13 +20,21 @@ Tower = Literal["image", "text"]
 
 
 @dataclass(frozen=True)
+class Upload:
+    """A request's body that is not JSON."""
+
+    media_type: str
+    data: bytes
+
+
+@dataclass(frozen=True)
 class Call:
     """One request."""
 
     path: str
     """Where it goes over HTTP."""
-    body: dict[str, Any] | None
-    """The JSON that is sent there; None is a GET."""
+    body: dict[str, Any] | Upload | None
+    """What is sent there, a `dict` as JSON; None is a GET."""
     event: dict[str, Any]
     """The same request as the event of a direct invoke."""
     tower: Tower | None = None
@@ -77,6 +86,21 @@ def encode_image(payload: images.Payload) -> Call:
     """Ask for one image's vector."""
     body = {"image": text_of(payload)}
     return Call("/encode_image", body, body, "image")
+
+
+def upload_image(data: bytes, media_type: str) -> Call:
+    """Ask for the vector of the image that is the request's whole body."""
+    return Call("/encode_image", Upload(media_type, data), {"image": text_of(data)}, "image")
+
+
+def upload_form(data: bytes, media_type: str) -> Call:
+    """Ask for the vector of the image in a form, as browsers and ``curl -F`` send it."""
+    boundary = secrets.token_hex(16)
+    name = 'Content-Disposition: form-data; name="image"; filename="image"'
+    head = f"--{boundary}\r\n{name}\r\nContent-Type: {media_type}\r\n\r\n".encode()
+    body = head + data + f"\r\n--{boundary}--\r\n".encode()
+    form = Upload(f"multipart/form-data; boundary={boundary}", body)
+    return Call("/encode_image", form, {"image": text_of(data)}, "image")
 
 
 def encode_images(payloads: Sequence[images.Payload]) -> Call:

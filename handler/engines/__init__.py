@@ -66,14 +66,19 @@ def load_engine(config: Config, model: Model, tower: str = "image") -> Engine:
         ImportError: the engine asked for is not installed.
     """
     # Imported here, so that nobody waits for the libraries of the engine that is not used.
-    auto = config.engine == "auto" and config.precision == "fp32"
-    if config.engine == "torch" or (auto and _cuda_usable(model, tower)):
+    if uses_torch(config, model, tower):
         from handler.engines.torch_clip import TorchClipEngine
 
         return TorchClipEngine(model, tower=tower)
     from handler.engines.onnx_cpu import OnnxCpuEngine
 
     return OnnxCpuEngine(model, config.threads or available_cpus(), config.precision, tower)
+
+
+def uses_torch(config: Config, model: Model, tower: str) -> bool:
+    """Return True if `load_engine` takes torch, not ONNX Runtime."""
+    auto = config.engine == "auto" and config.precision == "fp32"
+    return config.engine == "torch" or (auto and _cuda_usable(model, tower))
 
 
 def _cuda_usable(model: Model, tower: str) -> bool:

@@ -3,7 +3,10 @@
 They are S3 Batch Operations, SQS, S3's notifications (from S3 itself or by EventBridge) and Step
 Functions' Distributed Map. Each has its own form of event, and its own way to be told what failed.
 The engines do the retrying: what may succeed later is reported as such, and the engine sends it
-again. To encode an object twice does no harm.
+again. To encode an object twice does no harm. S3 Batch Operations and a Map report every failure by
+its object; SQS and S3's notifications only know "again" and "done". So a failure that is the
+object's own, and would be the same at every delivery, is named in the log and then done; anything
+else is handed back, for a later delivery or, in the end, for the queue of failures.
 
 An object that is named without a version means the object as it is now. After each event the output
 holds what the bucket holds: one vector for an image, none for anything else. Engines deliver twice,
@@ -28,8 +31,10 @@ from handler.errors import (
     ClipError,
     InvalidEvent,
     InvalidField,
+    NoSuchTower,
     OutOfTime,
     OutputRefused,
+    RequestError,
     ServiceError,
     SourceDenied,
     SourceNotAllowed,
@@ -121,15 +126,17 @@ def _s3_batch_result(
 
 
 def _sqs(task: Task) -> dict[str, Any]:
-    """SQS: the ids of the messages that failed, which SQS delivers again a few times."""
+    """SQS: the ids of the messages that are handed back, which SQS delivers again a few times."""
     records = _objects(task.event, "Records")
     messages = [Outcome.of(partial(_message_sources, record)) for record in records]
     wanted = _merged(_values(messages))
-    failures = _failures(_process(wanted, task), wanted)
+    failures = _handed_back(_process(wanted, task), wanted)
     failed = []
     for record, message in zip(records, messages, strict=True):
         name = record.get("messageId")
         if message.error is not None:
+            # Handed back although it will not be understood later either: its text lies nowhere
+            # else, and in the dead-letter queue whoever sent it can read it.
             _log_failure(f"message {name}", message.error)
             failed.append({"itemIdentifier": name})
         elif not failures.keys().isdisjoint(message.get()):
@@ -138,10 +145,10 @@ def _sqs(task: Task) -> dict[str, Any]:
 
 
 def _s3_event(task: Task) -> dict[str, Any]:
-    """A notification without a queue: any failure is raised, so that Lambda delivers it again."""
+    """A notification without a queue: what is handed back is raised, so that Lambda retries it."""
     wanted = _sources(task.event)
     outcomes = _process(wanted, task)
-    _raise_failures(_failures(outcomes, wanted), of=len(outcomes))
+    _raise_failures(_handed_back(outcomes, wanted), of=len(outcomes))
     removed = sum(outcome.error is not None for outcome in outcomes.values())
     return {"written": len(outcomes) - removed, "removed": removed}
 
@@ -152,6 +159,9 @@ def _map(task: Task) -> dict[str, Any]:
     If any failure may pass, all are raised in one error, for the state machine's Retry.
     """
     items = _list(task.event, "Items")
+    if task.encoder.config.output == "caller":
+        size = task.encoder.model.embedding_size
+        answers.check_vectors(len(items), size, answers.STEP_FUNCTIONS)
     sources = [Outcome.of(partial(_item_source, item)) for item in items]
     wanted = dict.fromkeys(_values(sources), True)
     file = _run_file(task.event, wanted, task.encoder)
@@ -341,7 +351,7 @@ def _write(encoded: Outcomes, task: Task, file: str) -> Outcomes:
     for source, outcome in encoded.items():
         if outcome.error is None:
             entries.append(output.Entry(source, outcome.get()))
-        elif _has_no_vector(outcome.error):
+        elif _is_the_objects_own(outcome.error):
             entries.append(output.Entry(source, None))
     until = task.budget.until
     with telemetry.timed("s3_wait_ms"):
@@ -360,10 +370,16 @@ def _of(source: Outcome[Source], outcomes: Outcomes) -> Outcome[Embedding]:
     return Outcome(error=source.error) if source.error is not None else outcomes[source.get()]
 
 
-def _has_no_vector(error: ClipError) -> bool:
-    """Whether `error` says for certain that no image is there, but nothing or something else."""
-    could_not_look = error.retryable or isinstance(error, SourceDenied | SourceNotAllowed)
-    return not could_not_look
+_MENDED_ELSEWHERE = SourceDenied | SourceNotAllowed | NoSuchTower
+"""What a role, a restored archive or a setting mends, while the object stays as it is."""
+
+
+def _is_the_objects_own(error: ClipError) -> bool:
+    """Return True if no image that can be encoded is there for certain: nothing, or something else.
+
+    Then the object has no vector, and no further delivery would give it one.
+    """
+    return isinstance(error, RequestError) and not isinstance(error, _MENDED_ELSEWHERE)
 
 
 def _log_failure(source: str, error: ClipError) -> None:
@@ -373,7 +389,7 @@ def _log_failure(source: str, error: ClipError) -> None:
 
 
 def _failures(outcomes: Outcomes, wanted: Wanted) -> dict[Source, ClipError]:
-    """The errors that the engine is told of, by their objects.
+    """The errors that are named, in the log at least, by their objects.
 
     Where an object was only said to have changed, it is no failure that it is gone.
     """
@@ -383,6 +399,15 @@ def _failures(outcomes: Outcomes, wanted: Wanted) -> dict[Source, ClipError]:
         if outcome.error is not None and not is_removed:
             failures[source] = outcome.error
     return failures
+
+
+def _handed_back(outcomes: Outcomes, wanted: Wanted) -> dict[Source, ClipError]:
+    """The failures for which a message has to come again: all that are not the object's own."""
+    return {
+        source: error
+        for source, error in _failures(outcomes, wanted).items()
+        if not _is_the_objects_own(error)
+    }
 
 
 def _raise_failures(failures: Mapping[Source, ClipError], of: int) -> None:

@@ -72,6 +72,7 @@ def _encode_batch(event: Event, context: Any, encoder: Encoder) -> dict[str, Any
         schemas.check_count(len(event["images"]), encoder.config.max_images)
     request = schemas.validate(schemas.EncodeBatchRequest, event)
     images = schemas.read_images(request.images, encoder.config.max_images)
+    answers.check_vectors(len(images), encoder.model.embedding_size, answers.LAMBDA)
     outcomes = encoder.encode_images(images, budget)
     return {
         "embeddings": answers.batch_floats(outcomes),
@@ -95,6 +96,7 @@ def _encode_texts(event: Event, context: Any, encoder: Encoder) -> dict[str, Any
     budget = Budget.of_request(encoder.config, context)
     request = schemas.validate(schemas.EncodeTextsRequest, event)
     texts = schemas.read_texts(request.texts, encoder.config.max_texts)
+    answers.check_vectors(len(texts), encoder.model.embedding_size, answers.LAMBDA)
     tokens = encoder.tokenize_all(texts, request.truncate, budget)
     outcomes = encoder.encode_texts(tokens, budget)
     return {
@@ -108,6 +110,7 @@ def _rank(event: Event, context: Any, encoder: Encoder) -> dict[str, Any]:
     budget = Budget.of_request(encoder.config, context)
     request = schemas.validate(schemas.RankEvent, event).rank
     lists = request.read(encoder.config, encoder.model.embedding_size)
+    answers.check_ranking(len(lists.queries), len(lists.candidates), answers.LAMBDA)
     return answers.rank_floats(rank(encoder, lists, budget))
 
 

@@ -18,7 +18,14 @@ from handler.http import bodies, openai
 from handler.http.admission import Admission
 from handler.http.bodies import JSON, OCTETS, Body
 from handler.http.headers import own_headers, preferred
-from handler.http.requests import Addresses, Faults, Heads, LogLines, error_response
+from handler.http.requests import (
+    Addresses,
+    Faults,
+    Heads,
+    LogLines,
+    answer_bytes,
+    error_response,
+)
 from handler.rank import rank as ranking_of
 
 if TYPE_CHECKING:
@@ -131,6 +138,8 @@ def _add_image_routes(app: FastAPI, encoder: Encoder, admission: Admission) -> N
 
         def encode(content_type: str, body: Body) -> Response:
             images = bodies.read_images(content_type, body, encoder.config.max_images)
+            size = encoder.model.embedding_size
+            answers.check_vectors(len(images), size, answer_bytes(request.scope))
             outcomes = encoder.encode_images(images, _budget(request, encoder))
             return Response(answers.batch_json(outcomes), media_type=JSON)
 
@@ -160,6 +169,8 @@ def _add_text_routes(app: FastAPI, encoder: Encoder, admission: Admission) -> No
         def encode(content_type: str, body: Body) -> Response:
             sent = bodies.read_json(content_type, body, schemas.EncodeTextsRequest)
             texts = schemas.read_texts(sent.texts, encoder.config.max_texts)
+            size = encoder.model.embedding_size
+            answers.check_vectors(len(texts), size, answer_bytes(request.scope))
             budget = _budget(request, encoder)
             tokens = encoder.tokenize_all(texts, sent.truncate, budget)
             outcomes = encoder.encode_texts(tokens, budget)
@@ -183,6 +194,8 @@ def _add_rank_route(app: FastAPI, encoder: Encoder, admission: Admission) -> Non
         def answer(content_type: str, body: Body) -> Response:
             sent = bodies.read_json(content_type, body, schemas.RankRequest)
             lists = sent.read(encoder.config, encoder.model.embedding_size)
+            most = answer_bytes(request.scope)
+            answers.check_ranking(len(lists.queries), len(lists.candidates), most)
             ranking = ranking_of(encoder, lists, _budget(request, encoder))
             headers = own_headers(ranking.fingerprints, ranking.truncated)
             return Response(answers.rank_json(ranking), headers=headers, media_type=JSON)

@@ -1,7 +1,7 @@
 """Header fields: callers' taken apart, by the grammar of RFC 9110, and those of our own."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 # A quoted string may hold the separator; one that is never closed runs to the end. The doubled
 # quantifiers never go back, so that a hostile header is read once, and not once a character.
@@ -31,29 +31,29 @@ def _unquoted(text: str) -> str:
 
 
 def preferred(accept: str, offers: Sequence[str]) -> str:
-    """The one of `offers`, media types in lower case, that the header ``Accept`` asks for.
+    """Return the one of `offers`, media types in lower case, that the header ``Accept`` asks for.
 
-    An offer has the weight of the most specific range that covers it. Of equal weights the one
-    that `accept` names first wins, because API Gateway decides by the first whether an answer is
-    binary. Where none is acceptable, or nothing is asked for, it is the first offer.
+    It is the first offer, unless `accept` names another one before all else and gives no offer more
+    weight. API Gateway looks at the first type alone, whatever the weights, to decide whether an
+    answer is binary; where the two disagreed, its caller would get the answer's base64.
     """
-    ranges: dict[str, tuple[float, int]] = {}  # weight, and minus the place in `accept`
-    for place, element in enumerate(_ELEMENTS.findall(accept)):
+    first, weights = "", dict[str, float]()
+    for element in _ELEMENTS.findall(accept):
         media_range, others = parameters(element)
+        first = first or media_range
         weight = others.get("q", "1")
         if _WEIGHT.fullmatch(weight):
-            ranges.setdefault(media_range, (float(weight), -place))
-    wanted = {offer: _weight_of(offer, ranges) for offer in offers}
-    best = max(offers, key=lambda offer: wanted[offer])
-    return best if wanted[best][0] > 0 else offers[0]
+            weights.setdefault(media_range, float(weight))
+    wanted = {offer: _weight_of(offer, weights) for offer in offers}
+    is_asked_for = 0 < wanted.get(first, 0) == max(wanted.values())
+    return first if is_asked_for else offers[0]
 
 
-def _weight_of(offer: str, ranges: dict[str, tuple[float, int]]) -> tuple[float, int]:
+def _weight_of(offer: str, weights: Mapping[str, float]) -> float:
+    """Return the weight of the most specific media range that covers `offer`; 0 if none does."""
     kind = offer.partition("/")[0]
-    for media_range in (offer, f"{kind}/*", "*/*"):
-        if media_range in ranges:
-            return ranges[media_range]
-    return (0, 0)
+    ranges = (offer, f"{kind}/*", "*/*")
+    return next((weights[media_range] for media_range in ranges if media_range in weights), 0)
 
 
 def own_headers(fingerprints: Sequence[str], truncated: bool) -> dict[str, str]:

@@ -74,6 +74,11 @@ class Health(BaseModel):
         "how fast the engine is; empty where the kernel says nothing",
         examples=[["avx2", "avx512f", "avx512_vnni"]],
     )
+    sandbox: dict[str, bool] | None = Field(
+        description="what a decoder that was taken over is kept from, tried at the start; null "
+        "where no images are decoded",
+        examples=[{"memory": True, "cpu": True, "files": True, "syscalls": False}],
+    )
     towers: list[str] = Field(description="what is encoded here: image, text, or both")
     text_fingerprint: str | None = Field(
         description="of vectors of texts, null before the first text. They may be compared with "

@@ -32,7 +32,7 @@ from handler.http import bodies
 from handler.http.admission import Admission
 from handler.http.bodies import Body
 from handler.http.headers import own_headers
-from handler.http.requests import own_path
+from handler.http.requests import answer_bytes, own_path
 from handler.images.s3 import Image
 from handler.images.strings import read_string
 from handler.model import Model
@@ -81,6 +81,8 @@ def _embed(encoder: Encoder, request: Request, content_type: str, body: Body) ->
     given = fields.get("input")
     with _about(request, "input"):
         found = _read_input(given, options, config)
+        most, size = answer_bytes(request.scope), encoder.model.embedding_size
+        answers.check_vectors(len(found), size, most, options.as_base64)
     is_list = isinstance(given, list)
     places = [f"input[{index}]" if is_list else "input" for index in range(len(found))]
 

@@ -141,7 +141,7 @@ ERRORS = {
     403: "An image in S3 that this service may not read",
     404: "An image that S3 does not have",
     408: "The body came too slowly",
-    413: "Too many bytes, pixels, images or texts",
+    413: "Too many bytes, pixels, images or texts, or an answer that would be too large",
     415: "A Content-Type that is not read here",
     422: "Not an image that can be encoded, or one that costs too much to decode; or a text that "
     "is too long; or what this service was set up without",

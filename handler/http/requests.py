@@ -1,6 +1,7 @@
 """What stands around every request, one wrapper each: its address, its log line, its faults."""
 
 import logging
+import math
 import re
 import uuid
 from collections.abc import Callable, Mapping
@@ -11,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from handler import telemetry
+from handler import answers, telemetry
 from handler.errors import ClipError, InternalError
 
 LONGEST_PATH = 256
@@ -47,6 +48,14 @@ def own_path(scope: Scope) -> str:
     """The path without the ``root_path`` that it begins with, as ASGI has it."""
     path: str = scope["path"]
     return path.removeprefix(scope.get("root_path", ""))
+
+
+def answer_bytes(scope: Scope) -> float:
+    """Bytes that the answer to a request may have; infinite where no event of Lambda brought it."""
+    event = scope.get("aws.event")
+    if event is None:
+        return math.inf
+    return answers.LOAD_BALANCER if "elb" in event["requestContext"] else answers.LAMBDA
 
 
 def _split_path(path: str, base_path: str, event: Mapping[str, Any]) -> tuple[str, str]:

@@ -9,15 +9,14 @@ import logging
 import math
 import os
 import select
+import signal
 import socket
 import sys
 import threading
-import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TypeVar
 
 from handler.errors import (
     ClipError,
@@ -25,16 +24,18 @@ from handler.errors import (
     ImageTooCostly,
     InternalError,
     InvalidImage,
-    Overloaded,
     TooManyPixels,
     TruncatedImage,
 )
 from handler.images.formats import FORMATS
+from handler.images.walls import Walls
+from handler.images.watch import SHORT_SLICE, SLICE, Watch, cpu_seconds, memory_of
 from handler.images.wire import (
     ANSWER,
     CONTROL,
     END,
     FORK,
+    HELLO,
     ORDER,
     REPLY,
     REQUEST,
@@ -46,7 +47,6 @@ from handler.images.wire import (
 PATIENCE = 30.0
 """Seconds to wait for a decoder that uses no CPU time, so that its timer does not end it."""
 
-_SLICE = 1.0
 _DECODER = "handler.images.decode", "to_pixels"
 _ERRORS = {
     error.code: error
@@ -55,7 +55,6 @@ _ERRORS = {
 """What a decoder may answer instead of pixels."""
 _LONGEST_TEXT = 1000
 
-T = TypeVar("T")
 Spend = Callable[[float], object]
 """Is told the seconds of CPU that an image took."""
 
@@ -73,10 +72,37 @@ class Garbled(Exception):
 class Process:
     """A decoder, seen from the service."""
 
-    def __init__(self, pid: int, connection: socket.socket) -> None:
+    walls: Walls
+    """What holds it, as `greet` found."""
+
+    def __init__(self, pid: int, connection: socket.socket, megabytes: int, seconds: float) -> None:
+        """Take its end of the connection, and what each of its images may take."""
         self.pid = pid
         self._connection = connection
+        self._connection.settimeout(SLICE)
+        self._megabytes = megabytes
+        self._seconds = seconds
+        self._most_bytes = math.inf
         self._numbers = itertools.count(1)
+
+    def greet(self) -> None:
+        """Read what the new decoder found out about its walls, and stand in for those missing.
+
+        Raises:
+            Ended, Overloaded: it says nothing; the process is of no more use.
+        """
+        try:
+            said = self._receive(HELLO.size, Watch(self.pid, PATIENCE))
+        except OSError as error:
+            raise Ended from error
+        self.walls = Walls(*HELLO.unpack(said))
+        if cpu_seconds(self.pid) is not None:
+            self.walls = self.walls._replace(cpu=True)
+        idle = memory_of(self.pid)
+        if not self.walls.memory and idle is not None:
+            self._most_bytes = idle + self._megabytes * 2**20
+            self._connection.settimeout(SHORT_SLICE)
+            self.walls = self.walls._replace(memory=True)
 
     def decode(self, data: bytes | memoryview, kind: str, limits: Limits, spend: Spend) -> Decoded:
         """What the decoder makes of a file that `formats.sniff` calls `kind`.
@@ -87,21 +113,21 @@ class Process:
             TooManyPixels, ExtremeShape, TruncatedImage, InvalidImage: the decoder's refusal.
         """
         number = next(self._numbers)
-        patience = _Patience()
+        watch = Watch(self.pid, PATIENCE).limit(kind, self._seconds, self._most_bytes)
         request = REQUEST.pack(number, len(data), kind.encode(), *limits)
         try:
-            self._send(request, patience)
-            self._send(data, patience)
-            header = ANSWER.unpack(self._receive(ANSWER.size, patience))
-            answered, done, seconds, length, name, width, height = header
+            self._send(request, watch)
+            self._send(data, watch)
+            header = ANSWER.unpack(self._receive(ANSWER.size, watch))
+            answered, done, length, name, width, height = header
             longest = pixel_bytes(limits.side) if done else _LONGEST_TEXT
-            plausible = answered == number and length <= longest and 0 <= seconds < math.inf
-            if not plausible:
+            if answered != number or length > longest:
                 raise Garbled
-            content = self._receive(length, patience)
+            content = self._receive(length, watch)
         except OSError as error:  # the connection broke
             raise Ended from error
-        spend(seconds)
+        finally:
+            spend(watch.seconds())
         if not done:
             raise _error(content)
         if len(content) != pixel_bytes(limits.side):
@@ -118,17 +144,17 @@ class Process:
         """Close the connection, which ends it if it waits for an image."""
         self._connection.close()
 
-    def _send(self, data: bytes | memoryview, patience: "_Patience") -> None:
+    def _send(self, data: bytes | memoryview, watch: Watch) -> None:
         rest = memoryview(data)
         while rest:
-            sent = patience.wait(partial(self._connection.send, rest))
+            sent = watch.wait(partial(self._connection.send, rest))
             rest = rest[sent:]
 
-    def _receive(self, length: int, patience: "_Patience") -> bytes:
+    def _receive(self, length: int, watch: Watch) -> bytes:
         buffer = bytearray(length)
         rest = memoryview(buffer)
         while rest:
-            count = patience.wait(partial(self._connection.recv_into, rest))
+            count = watch.wait(partial(self._connection.recv_into, rest))
             if count == 0:
                 raise Ended
             rest = rest[count:]
@@ -147,30 +173,6 @@ def _image(content: bytes, name: bytes, width: int, height: int) -> Decoded:
     if kind not in {*FORMATS, "MPO"}:
         raise Garbled
     return Decoded(content, kind, (width, height))
-
-
-class _Patience:
-    """A limit on waiting that a pause of the whole machine does not use up.
-
-    Lambda freezes an environment between requests, for hours. A wait is therefore made of slices of
-    a second, and no slice counts for more than that, whatever the clock says.
-    """
-
-    def __init__(self) -> None:
-        self._left = PATIENCE
-
-    def wait(self, operation: Callable[[], T]) -> T:
-        """What `operation`, on a socket with a timeout of a slice, returns in the end."""
-        while self._left > 0:
-            begin = time.monotonic()
-            try:
-                return operation()
-            except TimeoutError:
-                continue
-            finally:
-                self._left -= min(time.monotonic() - begin, _SLICE)
-        log.warning("a decoder did not answer in %g seconds", PATIENCE)
-        raise Overloaded("the image could not be decoded in time: try again")
 
 
 class Zygote:
@@ -211,14 +213,14 @@ class Zygote:
     def _fork(self, megabytes: int, seconds: float, side: int) -> Process | None:
         ours, theirs = socket.socketpair()
         for end in (ours, theirs):  # an answer fits whole, so that no end has to wait for the other
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * pixel_bytes(side))
+            with suppress(OSError):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * pixel_bytes(side))
         with theirs:
             pid = self._order(ORDER.pack(FORK, megabytes, seconds), [theirs.fileno()])
         if pid is None:
             ours.close()
             return None
-        ours.settimeout(_SLICE)
-        return Process(pid, ours)
+        return Process(pid, ours, megabytes, seconds)
 
     def end(self, process: Process) -> int | None:
         """Kill `process` unless it has ended. How it ended, as `os.waitpid` says it.
@@ -227,7 +229,11 @@ class Zygote:
         """
         process.close()
         with self._one_at_a_time:
-            return self._order(ORDER.pack(END, process.pid, 0), [])
+            status = self._order(ORDER.pack(END, process.pid, 0), [])
+        if status is None:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)  # it may be busy, and see nothing of it
+        return status
 
     def _order(self, message: bytes, files: list[int]) -> int | None:
         try:
@@ -270,7 +276,6 @@ def _spawn(control: socket.socket, decoder: tuple[str, str]) -> int:
         [sys.executable, *options, "-c", _BOOT, *decoder, *search],
         environment,
         file_actions=[(os.POSIX_SPAWN_DUP2, control.fileno(), CONTROL)],
-        setsid=True,  # Ctrl-C is for the service, which finishes what it began
     )
 
 

@@ -9,9 +9,10 @@ text::
        └── files ──> <── pixels ──── decoders     as many as CPUs, one image at a time each
 
 What an image may cost is enforced by the kernel: CPU time by a timer that ends the process, memory
-by a limit on its address space, and everything else by what ``confine.py`` takes away. A process
-that ends, for whatever reason, takes one image with it. The next image gets a new process, which
-takes a few milliseconds.
+by a limit on its address space, and everything else by what ``confine.py`` takes away. Where the
+kernel does not, ``watch.py`` sees to CPU time and memory from outside. Each new decoder tries what
+holds it (`Walls`), and `/health` says so. A process that ends, for whatever reason, takes one image
+with it. The next image gets a new process, which takes a few milliseconds.
 """
 
 import logging
@@ -21,6 +22,7 @@ import signal
 import threading
 import time
 import weakref
+from contextlib import nullcontext
 from typing import Protocol
 
 from handler import telemetry
@@ -29,20 +31,25 @@ from handler.errors import (
     ClipError,
     ImageTooCostly,
     ImageTooLarge,
-    InternalError,
     InvalidImage,
     MissingField,
     Overloaded,
 )
+from handler.images import walls
 from handler.images.formats import sniff
 from handler.images.processes import Ended, Garbled, Process, Spend, Zygote
-from handler.images.wire import NOT_CONFINED, Decoded, Limits
+from handler.images.walls import Walls
+from handler.images.watch import too_slow
+from handler.images.wire import Decoded, Limits
 
 log = logging.getLogger("clip")
 
 
 class Decoder(Protocol):
     """What turns files into pixels. Thread-safe."""
+
+    walls: Walls | None
+    """What confines it; None until it has decoded something."""
 
     def decode(self, data: bytes | memoryview, config: Config, spend: Spend) -> Decoded:
         """An image file -> the pixels that the model sees, within the limits of `config`.
@@ -108,6 +115,8 @@ def _limits(config: Config, side: int) -> Limits:
 class Unconfined:
     """Decodes in the service itself, unbounded but for the limits on size."""
 
+    walls: Walls | None = walls.NONE
+
     def __init__(self, side: int) -> None:
         """The model sees a square of `side` pixels."""
         self._side = side
@@ -130,6 +139,8 @@ class Unconfined:
 class Sandbox:
     """Decodes in confined processes, as many at once as this service has CPUs."""
 
+    walls: Walls | None = None
+
     def __init__(self, config: Config, side: int, zygote: Zygote | None = None) -> None:
         """Every process has the limits of `config`. `zygote`, by default a new one, is its own.
 
@@ -142,6 +153,7 @@ class Sandbox:
         self._idle: list[Process] = []
         self._finalizer = weakref.finalize(self, _close_all, self._idle)
         self._free = threading.Semaphore(available_cpus())
+        self._alone = threading.Lock()
 
     def decode(self, data: bytes | memoryview, config: Config, spend: Spend) -> Decoded:
         """As `Decoder.decode`."""
@@ -174,10 +186,13 @@ class Sandbox:
         limits: Limits,
         spend: Spend,
     ) -> Decoded:
+        limited = process.walls.memory and process.walls.cpu
         try:
-            decoded = process.decode(data, kind, limits, spend)
+            # Nothing else bounds what images take where neither kernel nor service can.
+            with nullcontext() if limited else self._alone:
+                decoded = process.decode(data, kind, limits, spend)
         except Ended:
-            raise self._reason(self._give_up(process), kind, spend) from None
+            raise self._reason(self._give_up(process), kind) from None
         except Garbled:
             self._give_up(process)
             # Perhaps it is the rest of an answer to the image before.
@@ -198,7 +213,19 @@ class Sandbox:
         return self._zygote.end(process)
 
     def _fork(self) -> Process:
-        return self._zygote.fork(self._megabytes, self._seconds, self._side)
+        """Start a process that is ready for an image, and take down what confines it."""
+        process = self._zygote.fork(self._megabytes, self._seconds, self._side)
+        try:
+            process.greet()
+        except (Ended, Overloaded):
+            log.warning("a decoder ended with status %s before its image", self._give_up(process))
+            raise _Inconclusive(
+                Overloaded("the image's decoder could not be started: try again")
+            ) from None
+        if process.walls != self.walls:
+            self.walls = process.walls
+            walls.report(process.walls)
+        return process
 
     def _take(self) -> Process:
         """A process that waits for an image: one that has decoded before, or a new one."""
@@ -211,21 +238,14 @@ class Sandbox:
                 return process
             self._zygote.end(process)
 
-    def _reason(self, status: int | None, kind: str, spend: Spend) -> Exception:
+    def _reason(self, status: int | None, kind: str) -> Exception:
         """Why a process has ended in the middle of an image, from how it ended."""
         by = os.WTERMSIG(status) if status is not None and os.WIFSIGNALED(status) else 0
-        if status is not None and os.WIFEXITED(status) and os.WEXITSTATUS(status) == NOT_CONFINED:
-            log.error("this kernel does not confine a decoder: no image can be decoded")
-            return InternalError("images cannot be decoded now; the fault is logged")
         if status is None or by == signal.SIGKILL:
             text = "the image's decoder was killed, perhaps for want of memory: try again"
             return _Inconclusive(Overloaded(text))
         if by == signal.SIGPROF:
-            spend(self._seconds)
-            return ImageTooCostly(
-                f"decoding the {kind} image takes more than {self._seconds:g} s: "
-                "send it smaller, or as a baseline JPEG"
-            )
+            return too_slow(kind, self._seconds)
         log.warning("a decoder of %s ended with status %s", kind, status)
         return InvalidImage(f"the {kind} image is corrupt: its decoder crashes")
 

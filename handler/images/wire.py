@@ -18,16 +18,16 @@ FORK, END = b"f", b"e"
 REPLY = struct.Struct("<i")
 """Zygote -> service: the new decoder's process id; or how one ended, as `os.waitpid` says it."""
 
-NOT_CONFINED = 70
-"""Exit status of a decoder that the kernel did not confine, and that therefore decodes nothing."""
+HELLO = struct.Struct("<9?")
+"""Decoder -> service, before its first image: `Walls` field by field."""
 
 REQUEST = struct.Struct("<QQ8sQII?I")
 """Service -> decoder: a number, the file's length and format, and `Limits` field by field. Then the
 file."""
 
-ANSWER = struct.Struct("<Q?dI8sQQ")
+ANSWER = struct.Struct("<Q?I8sQQ")
 """Decoder -> service: the number of the request; whether pixels follow, or the text of an error;
-seconds of CPU; the length of what follows; of an image, its format, width and height."""
+the length of what follows; of an image, its format, width and height."""
 
 
 def pixel_bytes(side: int) -> int:

@@ -10,17 +10,24 @@ import importlib
 import os
 import signal
 import socket
-import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import NamedTuple
 
 from handler.errors import ClipError, ImageTooCostly, InvalidImage
-from handler.images.confine import KEPT, confine, keep_memory, release_memory
+from handler.images.confine import (
+    KEPT,
+    become_nobody,
+    confine,
+    keep_memory,
+    release_memory,
+    try_walls,
+)
 from handler.images.wire import (
     ANSWER,
     CONTROL,
     FORK,
-    NOT_CONFINED,
+    HELLO,
     ORDER,
     REPLY,
     REQUEST,
@@ -35,29 +42,70 @@ ToPixels = Callable[[bytes, str, Limits], Decoded]
 
 
 def main(module: str, function: str) -> None:  # pragma: no cover
-    """Fork a decoder, or end one, whenever the service says so; leave when the service has left."""
-    control = socket.socket(fileno=CONTROL)
-    os.closerange(CONTROL + 1, os.sysconf("SC_OPEN_MAX"))
+    """Fork a decoder, or end one, whenever the service says so, until the service has left."""
+    with suppress(OSError):  # Ctrl-C is for the service, which finishes what it began
+        os.setsid()
+    service, control = os.getppid(), socket.socket(fileno=CONTROL)
+    _close_all_from(CONTROL + 1)
     to_pixels = to_pixels_of(module, function)
     _silence()
-    decoders: set[int] = set()
+    become_nobody()
     # The collector writes into what it visits, and memory that is written to is shared no longer.
     gc.freeze()
-    while True:
-        message, files, _, _ = socket.recv_fds(control, ORDER.size, 1)
-        if not message:
-            return
-        order, number, seconds = ORDER.unpack(message)
-        if order == FORK:
-            (connection,) = files
-            reply = _fork(connection, to_pixels, number, seconds)
-            decoders.add(reply)
-        elif number in decoders:
-            decoders.remove(number)
-            reply = _end(number)
-        else:  # of a zygote before this one, and ended with it
-            reply = signal.SIGKILL
-        control.send(REPLY.pack(reply))
+    decoders: set[int] = set()
+    try:
+        while (order := _next_order(control)) is not None:
+            control.send(REPLY.pack(_carry_out(order, decoders, to_pixels, service)))
+    finally:
+        # The service may have been killed while a decoder is busy and sees nothing of it.
+        for decoder in decoders:
+            _kill(decoder)
+
+
+class _Order(NamedTuple):
+    """What the service wants: a new decoder at `connection`, or that decoder `number` ends."""
+
+    connection: int | None
+    number: int
+    """Megabytes that a new decoder may take; or a process id."""
+    seconds: float
+    """Seconds of CPU that an image may take."""
+
+
+def _next_order(control: socket.socket) -> _Order | None:  # pragma: no cover
+    """Wait for an order; None when the service has left."""
+    message, files, _, _ = socket.recv_fds(control, ORDER.size, 1)
+    if not message:
+        return None
+    order, number, seconds = ORDER.unpack(message)
+    return _Order(files[0] if order == FORK else None, number, seconds)
+
+
+def _carry_out(  # pragma: no cover
+    order: _Order, decoders: set[int], to_pixels: ToPixels, service: int
+) -> int:
+    """Fork or end a decoder, of which `decoders` is the list, and return the reply."""
+    if order.connection is not None:
+        decoder = _fork(order.connection, to_pixels, order, service)
+        decoders.add(decoder)
+        return decoder
+    if order.number not in decoders:  # of a zygote before this one, and ended with it
+        return signal.SIGKILL
+    decoders.remove(order.number)
+    _kill(order.number)
+    return os.waitpid(order.number, 0)[1]
+
+
+def _kill(decoder: int) -> None:  # pragma: no cover
+    """Kill a decoder, if it still lives."""
+    with suppress(ProcessLookupError):
+        os.kill(decoder, signal.SIGKILL)
+
+
+def _close_all_from(first: int) -> None:  # pragma: no cover
+    """Close the files that the service's parent may have left open in all its children."""
+    most = os.sysconf("SC_OPEN_MAX")  # -1 where the kernel does not tell
+    os.closerange(first, most if most > 0 else 2**16)
 
 
 def to_pixels_of(module: str, function: str) -> ToPixels:
@@ -75,34 +123,24 @@ def _silence() -> None:  # pragma: no cover
 
 
 def _fork(  # pragma: no cover
-    connection: int, to_pixels: ToPixels, megabytes: int, seconds: float
+    connection: int, to_pixels: ToPixels, order: _Order, service: int
 ) -> int:
-    """A new decoder that answers at `connection`: its process id."""
+    """Start a decoder that answers at `connection`, and return its process id."""
     zygote = os.getpid()
     child = os.fork()
     if child:
-        os.setpgid(child, child)  # here too, because the child may not have come to it yet
         os.close(connection)
         return child
-    status = NOT_CONFINED
     try:
         os.dup2(connection, CONTROL)  # which closes the zygote's own socket here
         os.close(connection)
-        service = socket.socket(fileno=CONTROL)
-        os.setpgid(0, 0)
+        stream = socket.socket(fileno=CONTROL)
         keep_memory()
-        confine(megabytes, zygote)
-        status = 0
-        serve(service, to_pixels, seconds)
+        confine(order.number, zygote)
+        stream.sendall(HELLO.pack(*try_walls(order.number, service)))
+        serve(stream, to_pixels, order.seconds)
     finally:
-        os._exit(status)
-
-
-def _end(decoder: int) -> int:  # pragma: no cover
-    """Kill a decoder, if it still lives, and all that it may have started: how it ended."""
-    with suppress(ProcessLookupError):
-        os.killpg(decoder, signal.SIGKILL)
-    return os.waitpid(decoder, 0)[1]
+        os._exit(0)
 
 
 def serve(connection: socket.socket, to_pixels: ToPixels, seconds: float) -> None:
@@ -114,16 +152,23 @@ def serve(connection: socket.socket, to_pixels: ToPixels, seconds: float) -> Non
         number, length, kind, *limits = REQUEST.unpack(header)
         data = _receive(connection, length)
         # The kernel ends this process when an image has taken so much CPU time, in whatever code.
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-        start = time.process_time()
+        _set_timer(seconds)
         done, image, text = _decode(to_pixels, data, kind.rstrip(b"\0").decode(), Limits(*limits))
-        used = time.process_time() - start
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        connection.sendall(ANSWER.pack(number, done, used, len(text), *image) + text)
+        _set_timer(0)
+        connection.sendall(ANSWER.pack(number, done, len(text), *image) + text)
         _, width, height = image
         if not done or len(data) + 4 * width * height > KEPT:
             del data
             _forget()
+
+
+def _set_timer(seconds: float) -> None:
+    """End this process after `seconds` of CPU time; never with 0.
+
+    Where the kernel has no such timer the service alone watches the time, as it does anyway.
+    """
+    with suppress(OSError):
+        signal.setitimer(signal.ITIMER_PROF, seconds)
 
 
 Image = tuple[bytes, int, int]

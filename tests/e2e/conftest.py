@@ -26,6 +26,8 @@ from handler.encoder import Encoder, load_encoder
 from handler.engines import Embedding
 from tests.answers import INVOKE
 from tests.conftest import ROOT, free_port, require
+from tests.e2e.docker_proxy import docker_proxy
+from tests.refusing import LAMBDA
 
 DOCKER = os.environ.get("DOCKER", "docker")
 SAM = os.environ.get("SAM", "sam")
@@ -191,7 +193,11 @@ def vector(outside: Encoder) -> Embedding:
 
 
 def limits(memory: int) -> list[str]:
-    """``docker run`` options for what Lambda grants and forbids."""
+    """``docker run`` options for what Lambda grants and forbids.
+
+    Among it are the system calls that Lambda refuses, as far as public reports tell. Docker itself
+    calls one of them before it starts a container without new privileges, hence that option.
+    """
     return [
         *(
             "--memory",
@@ -203,6 +209,7 @@ def limits(memory: int) -> list[str]:
         ),
         *("--read-only", "--tmpfs", "/tmp:rw,exec,nosuid,nodev,size=512m,mode=1777"),
         *("--user", "993:990", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
+        *("--security-opt", f"seccomp={LAMBDA}"),
         *("--pids-limit", "1024", "--ulimit", "nofile=1024:1024"),
         *(
             "--env",
@@ -296,6 +303,14 @@ def _wait_for_answer(client: httpx.Client) -> None:
             return
         time.sleep(0.05)
     pytest.fail("the emulator does not answer")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def refusals_for_sam() -> Iterator[None]:
+    """Let the containers that SAM CLI starts be refused what Lambda refuses, too."""
+    with docker_proxy() as host:
+        SAM_ENVIRONMENT["DOCKER_HOST"] = host
+        yield
 
 
 def sam(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:

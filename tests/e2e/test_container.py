@@ -24,7 +24,7 @@ def test_a_bad_event_costs_the_next_one_nothing(function: Function) -> None:
     assert function.invoke("direct_image.json") == before
 
 
-def test_the_log_says_that_the_weights_are_synthetic_and_warns_of_nothing_else(
+def test_the_log_warns_of_synthetic_weights_and_missing_walls_and_of_nothing_else(
     function: Function,
 ) -> None:
     function.invoke("direct_health.json")
@@ -32,7 +32,23 @@ def test_the_log_says_that_the_weights_are_synthetic_and_warns_of_nothing_else(
     assert "SYNTHETIC" in log
     assert "telemetry" not in log
     named = log.count('"message": "no vector"')  # by the events that ask for what may not be read
-    assert log.count("WARN") == 1 + named
+    assert log.count("decoders are confined, but not in paths, signals, syscalls") == 1
+    assert log.count("WARN") == 2 + named
+
+
+def test_health_says_which_walls_hold_where_lambda_forbids_the_rest(function: Function) -> None:
+    """As the table in SECURITY.md has it, in its column for AWS Lambda."""
+    assert function.invoke("direct_health.json")["sandbox"] == {
+        **dict.fromkeys(("memory", "cpu", "files", "network", "processes", "ptrace"), True),
+        **dict.fromkeys(("paths", "signals", "syscalls"), False),
+    }
+
+
+def test_by_dockers_defaults_every_wall_holds(image: str) -> None:
+    """Docker lets a container filter its own system calls."""
+    code = "import json, handler.main as m; print(json.dumps(m.encoder.health()['sandbox']))"
+    done = docker("run", "--rm", "--user", "993:990", "--entrypoint", "python", image, "-c", code)
+    assert set(json.loads(done.stdout.splitlines()[-1]).values()) == {True}
 
 
 def test_nothing_is_written(function: Function) -> None:

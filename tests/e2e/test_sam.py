@@ -21,12 +21,15 @@ from botocore.config import Config as BotoConfig
 from PIL import Image
 
 from clip_encoder import Client, EncoderError
+from clip_encoder.cli import main
 from events.generate import HERE, PHOTO
 from handler.encoder import Encoder
 from handler.engines import Embedding
+from tests import documents
 from tests.answers import ERRORS, EVENTS, assert_same, check_answer
 from tests.conftest import ROOT, free_port
-from tests.e2e.conftest import SAM, SAM_ENVIRONMENT, sam
+from tests.e2e.conftest import SAM, SAM_ENVIRONMENT, run, sam
+from tests.test_backends import PROGRAMS
 
 LOCAL = ("--skip-pull-image", "--template")
 
@@ -78,6 +81,7 @@ def test_health(api: httpx.Client) -> None:
     assert health.status_code == 200
     assert health.json()["model"] == "ViT-B/32"
     assert health.json()["weights"] == "synthetic"
+    assert health.json()["sandbox"]["syscalls"] is False  # refused as on Lambda, here too
 
 
 def test_every_form_of_one_image(api: httpx.Client, vector: Embedding) -> None:
@@ -137,6 +141,41 @@ def test_the_client_over_http(api: httpx.Client, vector: Embedding) -> None:
         assert_same(results[2].get(), vector)
         assert_same(client.encode_image(PHOTO), vector)
         assert client.health()["weights"] == "synthetic"
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_backends_of_examples(api: httpx.Client, outside: Encoder, program: str) -> None:
+    """``sam local`` lets everyone in, with a key or without."""
+    settings = {
+        "USE_LOCAL_CLIP": "true",
+        "LOCAL_CLIP_URL": str(api.base_url),
+        "LOCAL_CLIP_API_KEY": "any",
+    }
+    command = [PROGRAMS[program], str(ROOT / "examples" / program)]
+    done = run([*command, str(HERE / "photo.jpg")], env=os.environ | settings)
+    assert done.stdout.split() == ["512", outside.fingerprint]
+    refused = run([*command, __file__], check=False, env=os.environ | settings)
+    assert "PictureRefused: HTTP 422" in refused.stderr.replace(" [Error]", "")
+
+
+def test_openais_client_as_the_recipes_show_it(
+    api: httpx.Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = (code for _, code in documents.blocks("python") if "from openai" in code)
+    names: dict[str, Any] = {}
+    exec(code.replace("http://localhost:3000", str(api.base_url).rstrip("/")), names)
+    names["client"].close()
+    assert capsys.readouterr().out == "2 512\n"
+
+
+def test_all_of_it_as_its_first_user_would(
+    api: httpx.Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["health", "--deep", "--url", str(api.base_url), "--timeout", "60"]) == 0
+    page = capsys.readouterr().out
+    assert "FAILED" not in page
+    assert "the same vector to the bit" in page
+    assert "\nok      sandbox " in page
 
 
 @pytest.mark.parametrize("form", ["multipart", "raw"])

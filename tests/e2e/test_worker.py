@@ -114,7 +114,11 @@ def test_messages_of_a_queue(worker: Function) -> None:
         for key, body in bodies.items()
     ]
     failed = _invoke(worker, {"Records": records})["batchItemFailures"]
-    assert {item["itemIdentifier"] for item in failed} == {*PERMANENT, PASSING, "malformed"}
+    # What is not there, and what is no image, is named in the log and done.
+    assert {item["itemIdentifier"] for item in failed} == {"denied/x.jpg", PASSING, "malformed"}
+    for key, code in PERMANENT.items():
+        lines = [line for line in worker.log().splitlines() if f"s3://photos/{key}" in line]
+        assert code in lines[-1]
 
 
 @pytest.mark.parametrize("name", ["rest_multipart.json", "http_api_raw.json", "alb.json"])

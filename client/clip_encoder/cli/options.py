@@ -58,12 +58,16 @@ def connect(arguments: argparse.Namespace, address: str, **options: Any) -> Clie
     Raises:
         ValueError, EncoderError: as `Client`.
     """
+    return Client(address, **access(arguments, address), **options)
+
+
+def access(arguments: argparse.Namespace, address: str) -> dict[str, Any]:
+    """What the options say of how to ask the service at `address`."""
     # A key in the environment is for HTTP; with another address it is not meant.
-    is_http = address.startswith("http")
-    return Client(
-        address,
-        api_key=arguments.api_key if is_http else None,
-        sigv4=arguments.sigv4,
-        timeout=arguments.timeout,
-        **options,
-    )
+    api_key = arguments.api_key if is_http(address) else None
+    return {"api_key": api_key, "sigv4": arguments.sigv4, "timeout": arguments.timeout}
+
+
+def is_http(address: str) -> bool:
+    """Whether the service at `address` is asked over HTTP."""
+    return address.startswith(("http://", "https://"))

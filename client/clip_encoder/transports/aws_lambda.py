@@ -120,7 +120,8 @@ def _refusal(error: ClientError) -> EncoderError:
         return EncoderError("body_too_large", detail, status)
     if status == 429:
         return EncoderError("too_many_requests", detail, status)
-    if status >= 500:
+    # 409: the function is being made ready, after weeks without a call or a deployment.
+    if status == 409 or status >= 500:
         return EncoderError("function_error", detail, status)
     return Refused("forbidden" if status == 403 else f"http_{status}", detail, status)
 

@@ -7,12 +7,30 @@ from typing import Any, Self
 import httpx
 
 from clip_encoder.errors import EncoderError, Refused, Unreachable
-from clip_encoder.protocol import Answer, Call, Limits
+from clip_encoder.protocol import Answer, Call, Limits, Upload
 from clip_encoder.retries import retry_after
 
 FINGERPRINT = "x-clip-fingerprint"
-CODES = {401: "unauthorized", 403: "forbidden", 404: "not_found", 429: "too_many_requests"}
+CODES = {
+    401: "unauthorized",
+    403: "forbidden",
+    404: "not_found",
+    413: "body_too_large",
+    429: "too_many_requests",
+}
 """What an answer without a code of the service's own is called, by its status."""
+ERROR_TYPE = "x-amzn-errortype"
+"""The header in which API Gateway and Function URLs name the errors that are their own."""
+QUOTA = "LimitExceededException"
+"""That of a key whose quota is used up: unlike too many requests a second, waiting is no help."""
+HINTS = {
+    "ForbiddenException": "give the API's key, and an address that ends in the API's stage, as in "
+    ".../prod; AWS WAF refuses in the same words",
+    "MissingAuthenticationTokenException": "the API has no such path, or wants signed requests",
+    "AccessDeniedException": "sign the requests, as someone who may invoke the API or the function",
+    QUOTA: "the quota of the key's usage plan is used up",
+}
+"""What may be wrong, by the error's type."""
 
 
 class HttpTransport:
@@ -94,9 +112,11 @@ def _settings(
 def _request(http: httpx.Client | httpx.AsyncClient, call: Call) -> httpx.Request:
     if call.body is None:
         return http.build_request("GET", call.path)
-    body = json.dumps(call.body, separators=(",", ":")).encode()
-    headers = {"content-type": "application/json", "accept": "application/json"}
-    return http.build_request("POST", call.path, content=body, headers=headers)
+    body = call.body
+    if not isinstance(body, Upload):
+        body = Upload("application/json", json.dumps(body, separators=(",", ":")).encode())
+    headers = {"content-type": body.media_type, "accept": "application/json"}
+    return http.build_request("POST", call.path, content=body.data, headers=headers)
 
 
 def _unreachable(address: str, error: httpx.TransportError) -> Unreachable:
@@ -121,14 +141,29 @@ def _read(response: httpx.Response) -> Answer:
 
 
 def _error(response: httpx.Response, body: object) -> EncoderError:
-    status, wait = response.status_code, retry_after(response.headers)
+    wait = retry_after(response.headers)
     if isinstance(body, dict) and isinstance(body.get("code"), str):
-        return EncoderError(body["code"], str(body.get("detail", "")), status, wait)
-    # Not from the service, but from a gateway or proxy before it, or something else altogether.
-    said = body.get("message") if isinstance(body, dict) else None
-    detail = f"HTTP {status} {response.reason_phrase} from {response.request.url}"
+        detail = str(body.get("detail", ""))
+        return EncoderError(body["code"], detail, response.status_code, wait)
+    return _not_ours(response, body, wait)
+
+
+def _not_ours(response: httpx.Response, body: object, wait: float | None) -> EncoderError:
+    """The error of a gateway or proxy before the service, or of something else altogether."""
+    status = response.status_code
+    error_type = response.headers.get(ERROR_TYPE, "").partition(":")[0]
+    said = [f"HTTP {status} {response.reason_phrase} from {response.request.url}"]
+    if isinstance(body, dict):
+        # API Gateway writes `message`, except where IAM refuses, and Function URLs: `Message`.
+        message = str(body.get("message") or body.get("Message") or "")
+        # About a wrong signature it says more below: all that was signed, a session's token too.
+        said += message.splitlines()[:1]
+    if error_type in HINTS:
+        said.append(HINTS[error_type])
+    detail = ": ".join(said)
+    if error_type == QUOTA:
+        return Refused("quota_exceeded", detail, status, wait)
     # Another request may be smaller, or come at a better time. All else would be refused again.
     may_pass = status in (408, 413, 429) or status >= 500
     kind = EncoderError if may_pass else Refused
-    code = CODES.get(status, f"http_{status}")
-    return kind(code, f"{detail}: {said}" if said else detail, status, wait)
+    return kind(CODES.get(status, f"http_{status}"), detail, status, wait)
