@@ -22,21 +22,6 @@ from tests import checkpoints
 from tests.conftest import ROOT, free_port
 from tests.hub import COMMIT, Hub, serving
 
-FEW = """
-from export import images, sources, texts
-from export.hub import File
-from export.sources import Official
-from handler.model import Architecture
-pictures, captions = images.parity_images, texts.captions()[::20]
-images.parity_images = lambda side: dict(list(pictures(side).items())[::9])
-texts.captions = lambda: captions
-texts.nasty = lambda: ()
-sources.SERVERS = ("http://127.0.0.1:9/one", "http://127.0.0.1:9/other")
-sources.MODELS["ViT-B/32"] = {official!r}
-"""
-"""Put before the export's own code: test weights in the table, OpenAI's servers out of reach, and
-a gate of few samples."""
-
 
 @pytest.fixture(scope="module")
 def official(tmp_path_factory: pytest.TempPathFactory) -> tuple[Official, Path]:
@@ -54,12 +39,7 @@ def clone(official: tuple[Official, Path], tmp_path: Path) -> Path:
         shutil.copytree(ROOT / name, clone / name, ignore=ignored)
     for name in ("Makefile", "requirements-export.txt", "requirements-torch.txt"):
         shutil.copy2(ROOT / name, clone)
-    program = clone / "export/__main__.py"
-    code = program.read_text().replace(
-        'if __name__ == "__main__":',
-        FEW.format(official=official[0]) + '\nif __name__ == "__main__":',
-    )
-    program.write_text(code)
+    (clone / "export/__main__.py").write_text(checkpoints.exporter(official[0]))
     return clone
 
 
