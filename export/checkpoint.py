@@ -121,6 +121,8 @@ def make_synthetic(
         for block in model.visual.transformer.resblocks:
             block.attn.in_proj_weight.mul_(2)
             block.attn.out_proj.weight.mul_(2)
+        # In 16 bits, as `convert_weights` makes every matrix but this one.
+        model.token_embedding.weight.copy_(model.token_embedding.weight.half())
     redraw(model.visual, distribution, seed)
     if outliers:
         add_outliers(model.visual, seed)

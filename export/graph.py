@@ -5,7 +5,7 @@ which changes the function computed:
 
 - images are uint8 RGB: ``(x / 255 - mean) / std`` is linear, so it is part of the patch embedding;
 - the patch embedding, a convolution whose stride is its size, is one matrix product;
-- texts are not padded to 77 tokens: no token sees later ones. The table of tokens is in fp16;
+- texts are not padded to 77 tokens: no token sees later ones;
 - attention's ``1 / sqrt(head width)`` scales the scores, not the queries (for 64 numbers a head, as
   in most models, it is a power of two: exact);
 - of the last block only one token is read afterwards (an image's class token, a text's end), so
@@ -97,13 +97,13 @@ class Graph:
     def rows(self, name: str, table: Matrix, indices: str) -> str:
         """Rows of a table: `indices` [...] -> float32 [..., width].
 
-        The table is stored in fp16, to which clip rounds it too where it computes in fp16. It stays
-        so: only the rows that are asked for are read and widened.
+        Where the table is stored in fp16, it stays so: only the rows that are asked for are read
+        and widened.
         """
         half = table.astype(np.float16)
-        stored = half if self.halve and np.isfinite(half).all() else table
-        rows = self.op("Gather", self.initializer(name, stored), indices)
-        return rows if stored is table else self.op("Cast", rows, to=TensorProto.FLOAT)
+        is_half = self.halve and np.array_equal(half.astype(np.float32), table)
+        rows = self.op("Gather", self.initializer(name, half if is_half else table), indices)
+        return self.op("Cast", rows, to=TensorProto.FLOAT) if is_half else rows
 
     def layer_norm(self, x: str, name: str, weights: Weights) -> str:
         """The LayerNorm `name`, with its gain and bias."""

@@ -20,7 +20,11 @@ from huggingface_hub import (
     hf_hub_url,
     try_to_load_from_cache,
 )
-from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub.errors import (
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
 
 from export import ExportError
 from export.download import TIMEOUT, DownloadError, verified
@@ -136,6 +140,12 @@ def _download(repository: str, name: str, revision: str | None, again: bool = Fa
         get_hf_file_metadata(url, timeout=TIMEOUT)
     except RemoteEntryNotFoundError as error:
         raise DownloadError(f"{repository} has no {name}") from error
+    except RevisionNotFoundError as error:
+        raise DownloadError(f"{repository} has no revision {revision}") from error
+    except RepositoryNotFoundError as error:  # which includes those that ask for consent
+        raise DownloadError(
+            f"there is no {repository}, or it is not open to all: HF_TOKEN names who asks"
+        ) from error
     except (OSError, httpx.HTTPError, ValueError) as error:
         cached = try_to_load_from_cache(repository, name, revision=revision)
         if isinstance(cached, str):

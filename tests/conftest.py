@@ -56,6 +56,7 @@ EMULATOR = os.environ.get("RIE") or shutil.which("aws-lambda-rie", path=Path(sys
 
 
 LONGEST = (
+    *("test_checkpoints", "test_fresh_clone"),
     *("test_int8", "test_client_check", "test_proof", "test_parity", "test_sandbox"),
     *("test_export", "test_server"),
     *("test_state_machine", "test_soak", "test_faults", "test_jpeg_draft", "test_s3"),

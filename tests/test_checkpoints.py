@@ -121,6 +121,7 @@ BARE: dict[str, Callable[[Any, Path], Path]] = {
     "under state_dict, beside an optimizer": lambda state, path: _pt(
         {"state_dict": state, "epoch": 3, "optimizer": {"lr": 0.1}}, path
     ),
+    "safetensors under another name": lambda state, path: _safetensors(state, path).rename(path),
     "under model": lambda state, path: _pt({"model": state}, path),
     "as many GPUs leave it": lambda state, path: _pt(
         {"state_dict": {f"module.{name}": x for name, x in state.items()}}, path
@@ -344,6 +345,14 @@ OPEN_CLIP: dict[str, tuple[Callable[[Any], None], str]] = {
     "squashed pictures": (
         lambda c: c["preprocess_cfg"].update(resize_mode="squash"),
         "preprocess_cfg.resize_mode is 'squash'",
+    ),
+    "no deviation": (
+        lambda c: c["preprocess_cfg"].update(std=[1, 0, 1]),
+        "preprocess_cfg.std is [1, 0, 1] instead of three numbers",
+    ),
+    "odd heads": (
+        _tower("text_cfg", heads=7),
+        "or 7 heads a text tower 128 wide",
     ),
     "bilinear": (
         lambda c: c["preprocess_cfg"].update(interpolation="bilinear"),

@@ -248,7 +248,9 @@ def test_a_download_from_hugging_face_goes_on_where_it_broke_off(
 
 def test_a_token_is_sent(stand_in: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in.token = "secret"
-    with pytest.raises(DownloadError, match="401"):
+    with pytest.raises(
+        DownloadError, match=r"there is no openai/.*, or it is not open to all: HF_TOKEN"
+    ):
         hub.fetch(FILE)
     monkeypatch.setenv("HF_TOKEN", "secret")
     assert hub.fetch(FILE).read_bytes() == THEIRS
@@ -276,8 +278,11 @@ def test_a_checkpoint_is_taken_whole_of_one_commit(revision: str, stand_in: Hub)
     ("name", "message"),
     [
         ("hf:openai", "write hf:organisation/name"),
-        ("hf:openai/none", "nothing was read of hf:openai/none: .*401"),
-        (f"hf:{REPOSITORY}@v9", "nothing was read of .*404"),
+        ("hf:openai/none", "nothing was read of hf:openai/none: there is no openai/none, or"),
+        (
+            f"hf:{REPOSITORY}@v9",
+            "nothing was read of .*: openai/clip-vit-base-patch32 has no revision v9",
+        ),
     ],
 )
 def test_a_checkpoint_that_is_not_there_says_so(name: str, message: str, stand_in: Hub) -> None:

@@ -154,6 +154,13 @@ def _architecture(state: State, config: Config, activation: str | None) -> Archi
             f"{openclip.CONFIG} or {hugging_face.CONFIG}"
         )
     text_width = state["ln_final.weight"].shape[0]
+    head_width = config.image_head_width or HEAD_WIDTH
+    text_heads = config.text_heads or text_width // HEAD_WIDTH
+    if width % head_width or text_width % text_heads:
+        raise ExportError(
+            f"heads of {head_width} numbers do not fill an image tower {width} wide, or "
+            f"{text_heads} heads a text tower {text_width} wide"
+        )
     return Architecture(
         embedding_size=state["text_projection"].shape[1],
         resolution=_resolution(state),
@@ -163,9 +170,9 @@ def _architecture(state: State, config: Config, activation: str | None) -> Archi
         context_length=state["positional_embedding"].shape[0],
         vocabulary=state["token_embedding.weight"].shape[0],
         text_width=text_width,
-        text_heads=config.text_heads or text_width // HEAD_WIDTH,
+        text_heads=text_heads,
         text_layers=_layers(state, ""),
-        image_head_width=config.image_head_width or HEAD_WIDTH,
+        image_head_width=head_width,
         activation=told or str(activation),
     )
 

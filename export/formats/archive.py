@@ -42,7 +42,7 @@ def read(path: Path, *, trusted: bool = False) -> Content:
     if not path.is_file():
         raise ExportError(f"no such file: {path}")
     try:
-        if path.suffix == ".safetensors":
+        if _is_safetensors(path):
             return Content(safetensors.torch.load_file(path), None)
         if _is_torchscript(path):
             return _torchscript(path, trusted)
@@ -72,6 +72,12 @@ def _unwrapped(found: Any) -> State:
     if other:
         raise TypeError(f"no state dict: {', '.join(other[:3])} are no tensors")
     return dict(found)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Return True if the file begins with the length of a JSON object and its brace."""
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"
 
 
 # --- TorchScript ----------------------------------------------------------------------------------

@@ -14,6 +14,9 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 """
 
 
+Triple = tuple[float, float, float]
+
+
 @dataclass(frozen=True)
 class Config:
     """What the shapes of the weights do not tell; the defaults are OpenAI's."""
@@ -24,8 +27,8 @@ class Config:
     """Numbers of one attention head of the image tower; None: nobody told."""
     text_heads: int | None = None
     """Attention heads of the text tower; None: nobody told."""
-    mean: tuple[float, ...] = MEAN
-    std: tuple[float, ...] = STD
+    mean: Triple = MEAN
+    std: Triple = STD
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -41,6 +44,19 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ExportError(f"{path} cannot be read: it is no JSON object")
     return found
+
+
+def triple(section: str, found: Mapping[str, Any], name: str, default: Triple) -> Triple:
+    """Return a setting that has a number for each channel.
+
+    Raises:
+        ExportError: it is something else, or has a 0, by which nothing can be divided.
+    """
+    values = found.get(name, default)
+    if len(values) != 3 or not all(isinstance(x, int | float) and x for x in values):
+        raise ExportError(f"{section}.{name} is {values!r} instead of three numbers")
+    first, second, third = map(float, values)
+    return first, second, third
 
 
 def demand(section: str, found: Mapping[str, Any], wanted: Mapping[str, tuple[Any, ...]]) -> None:

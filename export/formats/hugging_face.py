@@ -9,7 +9,7 @@ import torch
 
 from export import ExportError
 from export.formats.archive import State
-from export.formats.config import MEAN, STD, Config, demand, read_json
+from export.formats.config import MEAN, STD, Config, Triple, demand, read_json, triple
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
@@ -136,7 +136,7 @@ def _section(config: Mapping[str, Any], tower: str) -> dict[str, Any]:
     }
 
 
-def _preprocessing(folder: Path, resolution: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _preprocessing(folder: Path, resolution: int) -> tuple[Triple, Triple]:
     if not (folder / PREPROCESSOR).is_file():
         return MEAN, STD
     found = read_json(folder / PREPROCESSOR)
@@ -153,4 +153,8 @@ def _preprocessing(folder: Path, resolution: int) -> tuple[tuple[float, ...], tu
             "resample": (3,),  # Pillow's number of bicubic
         },
     )
-    return tuple(found.get("image_mean", MEAN)), tuple(found.get("image_std", STD))
+    mean, std = (
+        triple(PREPROCESSOR, found, name, default)
+        for name, default in (("image_mean", MEAN), ("image_std", STD))
+    )
+    return mean, std

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from export import ExportError
-from export.formats.config import MEAN, STD, Config, demand, read_json
+from export.formats.config import MEAN, STD, Config, Triple, demand, read_json, triple
 
 CONFIG = "open_clip_config.json"
 
@@ -61,9 +61,7 @@ def _check_tower(section: str, found: dict[str, Any], pooled: str) -> None:
         raise ExportError(f"{section}.{name} is {value!r}, which clip's model has not{tokenizer}")
 
 
-def _preprocessing(
-    found: dict[str, Any], resolution: int
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _preprocessing(found: dict[str, Any], resolution: int) -> tuple[Triple, Triple]:
     side = resolution
     demand(
         "preprocess_cfg",
@@ -75,4 +73,8 @@ def _preprocessing(
             "resize_mode": ("shortest",),
         },
     )
-    return tuple(found.get("mean", MEAN)), tuple(found.get("std", STD))
+    mean, std = (
+        triple("preprocess_cfg", found, name, default)
+        for name, default in (("mean", MEAN), ("std", STD))
+    )
+    return mean, std
