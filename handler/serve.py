@@ -11,6 +11,9 @@ from collections.abc import Sequence
 
 import uvicorn
 
+from handler.config import Config
+from handler.model import Model
+
 
 def welcome(host: str, port: int) -> str:
     """The line for whoever started the server."""
@@ -30,10 +33,8 @@ class Server(uvicorn.Server):
         if self.started:
             port = self.servers[0].sockets[0].getsockname()[1]  # another one where 0 was asked for
             print(welcome(self.config.host, port), flush=True)
-            from handler.main import encoder  # loaded by uvicorn already
-
-            if encoder.model.notice:
-                print(f"\n{encoder.model.notice}", file=sys.stderr, flush=True)
+            if notice := Model.load(Config.from_env().model_dir).notice:
+                print(f"\n{notice}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -215,7 +215,6 @@ from export import images, sources, texts
 from export.hub import File
 from export.sources import Official
 from handler.model import Architecture
-from tests.conftest import ROOT
 pictures, captions = images.parity_images, texts.captions()[::20]
 images.parity_images = lambda side: dict(list(pictures(side).items())[::9])
 texts.captions = lambda: captions
