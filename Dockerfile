@@ -102,6 +102,8 @@ ARG PROFILE=exact
 ARG TOWERS=image,text
 ARG MODEL=ViT-B/32
 LABEL clip.weights=${WEIGHTS} clip.profile=${PROFILE} clip.towers=${TOWERS} clip.model=${MODEL}
+# On a base image that is not AWS's own, Lambda takes a snapshot only of who says that it needs no hooks.
+LABEL com.amazonaws.lambda.feature.snapstart=Allow
 # The image holds the weights of this profile and of these towers only.
 ENV CLIP_PROFILE=${PROFILE} CLIP_TOWERS=${TOWERS}
 COPY --from=packages /packages/ ./

@@ -47,6 +47,9 @@ class Config:
 
     model_dir: Path = Path(__file__).parent.parent / "model"
     """The folder that ``python -m export`` wrote."""
+    model: str = ""
+    """The model that the folder must hold, as fingerprints name it, such as ``ViT-L-14-336px``. By
+    default any."""
     towers: tuple[str, ...] = ()
     """``image``, ``text``, or both with a comma between: what is served. By default, what the model
     folder holds."""
@@ -192,6 +195,13 @@ def _one_of(name: str, value: str, allowed: Iterable[str]) -> None:
 def on_lambda(env: Mapping[str, str] = os.environ) -> bool:
     """Whether this process is a Lambda function's."""
     return bool(env.get("AWS_LAMBDA_FUNCTION_NAME"))
+
+
+def starts_ahead(env: Mapping[str, str] = os.environ) -> bool:
+    """Return True if Lambda starts this process before anybody waits for it: for a snapshot, or as
+    provisioned concurrency.
+    """
+    return env.get("AWS_LAMBDA_INITIALIZATION_TYPE") in ("snap-start", "provisioned-concurrency")
 
 
 def available_cpus(env: Mapping[str, str] = os.environ, cgroup: Path = CGROUP) -> int:

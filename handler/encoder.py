@@ -6,13 +6,13 @@ from typing import cast
 
 from handler import health, telemetry
 from handler.budget import Budget
-from handler.config import Config
+from handler.config import Config, starts_ahead
 from handler.engines import Embedding, Engine, Turns, load_engine
 from handler.errors import ModelUnhealthy, NoSuchTower
 from handler.images import sandbox, walls
 from handler.images.processes import Zygote
 from handler.images.s3 import Image
-from handler.images.sandbox import Decoder
+from handler.images.sandbox import Decoder, Sandbox
 from handler.model import Model, ModelError
 from handler.outcome import Outcome
 from handler.text.tokenizer import Tokens
@@ -68,6 +68,11 @@ class Encoder:
     def inference_seconds(self) -> float:
         """For how long the inference of this moment has been going on; 0 while there is none."""
         return self._one_at_a_time.seconds()
+
+    def processes(self) -> list[int]:
+        """Return the ids of the processes that decode images; none where the service does."""
+        decoder = self.images.decoder if self.images else None
+        return decoder.processes() if isinstance(decoder, Sandbox) else []
 
     def tokenize(self, text: str, truncate: bool = False, budget: Budget | None = None) -> Tokens:
         """A text -> its tokens.
@@ -199,6 +204,19 @@ def served(config: Config, model: Model) -> tuple[str, ...]:
     return towers
 
 
+def _check_name(config: Config, model: Model) -> None:
+    """Refuse a model folder that holds another model than the settings name.
+
+    Raises:
+        ModelError: it does.
+    """
+    if config.model not in ("", model.slug):
+        raise ModelError(
+            f"CLIP_MODEL names {config.model}, but {model.directory} holds {model.slug}: "
+            "deploy with the model that the image was built with, or build the other one"
+        )
+
+
 def load_encoder(config: Config, zygote: Zygote | None = None) -> Encoder:
     """Model folder -> primed encoder; `zygote` is what `sandbox.prepare` gave, if it was called.
 
@@ -208,6 +226,7 @@ def load_encoder(config: Config, zygote: Zygote | None = None) -> Encoder:
         ImportError: the engine asked for is not installed.
     """
     model = Model.load(config.model_dir)
+    _check_name(config, model)
     towers = served(config, model)
     for tower in towers:
         check_files(config, model, tower)
@@ -220,8 +239,8 @@ def load_encoder(config: Config, zygote: Zygote | None = None) -> Encoder:
         if zygote:
             zygote.close()
         encoder = Encoder(None, model, config)
-        if encoder.texts:
-            encoder.texts.load()
+    if encoder.texts and (encoder.images is None or starts_ahead()):
+        encoder.texts.load()
     if model.weights == "synthetic":
         log.warning("the weights are SYNTHETIC: vectors are well-formed but mean nothing")
     return encoder

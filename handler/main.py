@@ -46,6 +46,7 @@ asyncio.set_event_loop(_loop)  # Mangum looks for one already when it is made
 _http = Mangum(app, lifespan="off")
 gc.freeze()  # later searches leave out what is here now
 gc.enable()
+telemetry.ready(encoder.processes)
 
 
 def handler(event: Any, context: Any) -> dict[str, Any]:
@@ -62,7 +63,7 @@ def handler(event: Any, context: Any) -> dict[str, Any]:
         return direct.invoke(event, context, encoder)
     invocation = direct.invocation_id(context)
     gateway = event["requestContext"].get("requestId")
-    with telemetry.request(kind, str(gateway or invocation)):
+    with telemetry.request(kind, str(gateway or invocation), context):
         if gateway:
             telemetry.note(lambda_request_id=invocation)
         # Mangum answers in this thread's event loop, and Python 3.14 makes none. It is set each

@@ -150,6 +150,15 @@ class Model:
         """Numbers of one vector."""
         return self.architecture.embedding_size
 
+    @property
+    def slug(self) -> str:
+        """The model's name as OpenAI's files have it: ViT-L/14@336px is ViT-L-14-336px.
+
+        A fingerprint is a folder's name in S3 with dots between its parts, so it needs a name without
+        slashes and dots.
+        """
+        return re.sub("[/@.]", "-", self.name)
+
     def fingerprint(self, precision: str, preprocess: str, jpeg_draft: int) -> str:
         """Name everything that decides an image's vector.
 
@@ -172,10 +181,7 @@ class Model:
         return ".".join([*self._identity(), scheme, f"text-{sha256[:12]}"])
 
     def _identity(self) -> tuple[str, str, str]:
-        # A fingerprint is a folder's name in S3 with dots between its parts, so the model is named
-        # as OpenAI's files are: ViT-L/14@336px is ViT-L-14-336px there.
-        name = re.sub("[/@.]", "-", self.name)
-        return name, self.weights, self.checkpoint_sha256[:12]
+        return self.slug, self.weights, self.checkpoint_sha256[:12]
 
 
 def _tower(name: str, card: Mapping[str, Any]) -> Tower:

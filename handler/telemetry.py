@@ -2,7 +2,14 @@
 
 On Lambda the line is also CloudWatch metrics (embedded metric format: CloudWatch reads them out of
 the log, so nothing is sent): ``requests``, ``latency_ms``, ``cold_starts``, ``images``, ``texts``
-and how many of both ``failed``, and ``errors`` by code.
+and how many of both ``failed``, and ``errors`` by code. And it says what Lambda's own REPORT line
+would: ``memory_mb``, and ``init_ms`` at the first request.
+
+Every line of Lambda's has the keys of AWS Lambda Powertools for Python's Logger beside ours, so
+that queries written for those find it. Only ``timestamp`` is left to Lambda, which adds it to each
+line of JSON: a line that brings its own is filtered by its level too, and in other words for levels
+than Python's.
+Source: https://docs.aws.amazon.com/lambda/latest/dg/monitoring-cloudwatchlogs-log-level.html
 """
 
 import json
@@ -11,22 +18,38 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
+from handler import usage
+from handler.config import on_lambda
 from handler.errors import ClipError
 
 NAMESPACE = "ClipImageEncoder"
+SERVICE = "clip-image-encoder"
+"""What Powertools' ``service`` is, where ``POWERTOOLS_SERVICE_NAME`` does not say it."""
 MOST_LIBRARY_LINES = 3
 """That libraries may log during one request; its own line says how many they were."""
 
 log = logging.getLogger("clip")
 
 _record: ContextVar[dict[str, Any] | None] = ContextVar("record", default=None)
+_invocation: ContextVar[dict[str, Any] | None] = ContextVar("invocation", default=None)
+_memory: usage.Memory | None = None
+_init_ms: float | None = None
 _adding = threading.Lock()  # several threads may work for one request
 _cold = True  # until the first request of this process
+
+
+def ready(decoders: Callable[[], Iterable[int]]) -> None:
+    """Note how long the start took, now that all is loaded.
+
+    `decoders` returns the ids of the processes that decode images.
+    """
+    global _memory, _init_ms
+    _memory, _init_ms = usage.Memory(decoders), usage.age_ms()
 
 
 def configure(level: str) -> None:
@@ -62,8 +85,8 @@ def _is_among_the_first(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def request(event: str, request_id: str) -> Iterator[dict[str, Any]]:
-    """Around one request: yields its record and logs it at the end."""
+def request(event: str, request_id: str, context: Any = None) -> Iterator[dict[str, Any]]:
+    """Around one request: yields its record and logs it at the end; `context` is Lambda's."""
     global _cold  # noqa: PLW0603  # one process, one cold start
     record: dict[str, Any] = {
         "event": event,
@@ -73,6 +96,7 @@ def request(event: str, request_id: str) -> Iterator[dict[str, Any]]:
     }
     _cold = False
     token, start = _record.set(record), time.perf_counter()
+    outer = _invocation.set(_powertools_keys(context, record["cold"]))
     try:
         yield record
     except ClipError as error:
@@ -84,7 +108,8 @@ def request(event: str, request_id: str) -> Iterator[dict[str, Any]]:
     finally:
         record["latency_ms"] = _milliseconds_since(start)
         _record.reset(token)
-        log.info("request", extra={"fields": record | _metrics(record)})
+        log.info("request", extra={"fields": record | _report(record) | _metrics(record)})
+        _invocation.reset(outer)
 
 
 def current() -> dict[str, Any]:
@@ -124,6 +149,38 @@ def _milliseconds_since(start: float) -> float:
     return round((time.perf_counter() - start) * 1000, 2)
 
 
+def _powertools_keys(context: Any, is_cold: bool) -> dict[str, Any]:
+    """Return what Powertools' Logger says of an invocation, as far as it is known; on Lambda only.
+
+    Source: LambdaContextModel and LambdaPowertoolsFormatter of aws_lambda_powertools.logging.
+    """
+    if not on_lambda():
+        return {}
+    memory = str(getattr(context, "memory_limit_in_mb", ""))
+    keys = {
+        "service": os.environ.get("POWERTOOLS_SERVICE_NAME") or SERVICE,
+        "cold_start": is_cold,
+        "function_name": os.environ["AWS_LAMBDA_FUNCTION_NAME"],
+        "function_memory_size": int(memory) if memory.isdecimal() else None,
+        "function_arn": getattr(context, "invoked_function_arn", None),
+        "function_request_id": getattr(context, "aws_request_id", None),
+        # Root=1-5759e988-bd862e3fe1be46a994272793;Parent=...;Sampled=1, anew at each invocation
+        "xray_trace_id": os.environ.get("_X_AMZN_TRACE_ID", "").partition(";")[0][len("Root=") :],
+    }
+    return {key: value for key, value in keys.items() if value not in (None, "")}
+
+
+def _report(record: dict[str, Any]) -> dict[str, Any]:
+    """Return what Lambda's REPORT line would say of memory and of the start; on Lambda only."""
+    if not on_lambda():
+        return {}
+    values = {
+        "memory_mb": _memory and _memory.peak_mb(),
+        "init_ms": _init_ms if record["cold"] else None,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def _metrics(record: dict[str, Any]) -> dict[str, Any]:
     """Embedded metric format, on Lambda only. Source: CloudWatch's EMF specification."""
     function = os.environ.get("AWS_LAMBDA_FUNCTION_NAME")
@@ -148,9 +205,13 @@ def _directive(dimensions: list[str], metrics: list[tuple[str, str]]) -> dict[st
 
 class _JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        line = {"level": record.levelname, "message": record.getMessage()}
+        line: dict[str, Any] = {"level": record.levelname}
+        if on_lambda():
+            line["location"] = f"{record.funcName}:{record.lineno}"
+        line["message"] = record.getMessage()
         if record.name != log.name:
             line["library"] = record.name
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
+        line |= _invocation.get() or {}
         return json.dumps(line | getattr(record, "fields", {}), default=str)

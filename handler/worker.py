@@ -10,12 +10,14 @@ zygote = sandbox.prepare()
 
 # As in `main`: what is loaded from here on stays, so garbage is not looked for.
 gc.disable()
+from handler import telemetry  # noqa: E402
 from handler.encoder import load_from_env  # noqa: E402
 from handler.events import direct  # noqa: E402
 
 encoder = load_from_env(zygote)
 gc.freeze()
 gc.enable()
+telemetry.ready(encoder.processes)
 
 
 def handler(event: Any, context: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ import numpy as np
 from botocore.config import Config as Settings
 
 from handler import aws as calls
+from tests import nearest
 from tests.conftest import ROOT, free_port, wait_for
 
 FAULTS = {
@@ -70,6 +71,8 @@ class Faulty:
             return self._put_object(path, key, environ, start_response)
         if path in ("/PutVectors", "/DeleteVectors"):
             return self._write_vectors(environ, start_response)
+        if path == "/QueryVectors":  # which moto does not know
+            return self._query_vectors(environ, start_response)
         if environ["REQUEST_METHOD"] == "GET" and key:
             return self._get_object(path, key, environ, start_response)
         return self.moto(environ, start_response)  # type: ignore[no-any-return]
@@ -92,6 +95,30 @@ class Faulty:
             return _refuse_json(start_response, "403 Forbidden", "AccessDeniedException")
         _take_time(names)
         return self.moto(environ, start_response)  # type: ignore[no-any-return]
+
+    def _query_vectors(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        query = json.loads(_body(environ))
+        everything = {"indexArn": query["indexArn"], "returnData": True, "returnMetadata": True}
+        vectors = json.loads(self._ask("/ListVectors", everything, environ))["vectors"]
+        try:
+            found = nearest.find(query, vectors)
+        except ValueError:
+            return _refuse_json(start_response, "400 Bad Request", "ValidationException")
+        answer = json.dumps({"vectors": found, "distanceMetric": "cosine"}).encode()
+        start_response("200 OK", [("Content-Type", "application/json")])
+        return [answer]
+
+    def _ask(self, path: str, request: dict[str, Any], environ: dict[str, Any]) -> bytes:
+        """Ask moto something else in the name of who asked."""
+        body = json.dumps(request).encode()
+        asking = environ | {
+            "PATH_INFO": path,
+            "RAW_URI": path,
+            "REQUEST_URI": path,
+            "CONTENT_LENGTH": str(len(body)),
+            "wsgi.input": io.BytesIO(body),
+        }
+        return b"".join(self.moto(asking, lambda *_: None))
 
     def _get_object(
         self, path: str, key: str, environ: dict[str, Any], start_response: Any

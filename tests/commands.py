@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,8 @@ import botocore.session
 from botocore import xform_name
 from botocore.model import ListShape, MapShape, OperationModel, Shape, StructureShape
 from botocore.validate import ParamValidator
-from cfnlint.decode import cfn_yaml
 
-from tests import documents
+from tests import documents, templates
 from tests.conftest import ROOT
 
 RECORDED = ("aws", "sam", "curl", "docker", "make", "pip", "clip-encoder", "kubectl")
@@ -30,7 +30,7 @@ GLOBAL = {"--query": 1, "--output": 1, "--region": 1, "--profile": 1, "--cli-bin
 """The AWS CLI's own options for every command, and how many values they take."""
 SERVICES = {"s3api": "s3"}
 """Services that the CLI calls by another name than botocore."""
-S3 = {"cp": {"--recursive"}, "sync": set(), "presign": {"--expires-in"}}
+S3 = {"cp": {"--recursive"}, "sync": set(), "presign": {"--expires-in"}, "rb": {"--force"}}
 """Sub-commands of `aws s3` and `aws configure`, which are the CLI's own, and the options used here.
 """
 CONFIGURE: dict[str, set[str]] = {"list": set(), "sso": set()}
@@ -51,6 +51,8 @@ if wanted := re.search("OutputKey=='([^']*)'", text):
     print(f"arn:aws:service:us-east-1:123456789012:{{wanted[1]}}")
 elif "get-bucket-notification-configuration" in text:
     print(json.dumps({notifications!r}))
+elif "Code.ImageUri" in text:
+    print({image!r})
 elif name == "aws":
     print('"etag"' if "--query ETag" in text else "answer")
 """
@@ -64,11 +66,13 @@ def run(directory: Path) -> list[list[str]]:
     """Every command of the documents' shell blocks that would reach out, run in `directory`."""
     log, programs = directory / "log", directory / "bin"
     programs.mkdir()
-    (directory / ".venv").symlink_to(directory)  # .venv/bin/python, which would make an index
-    for name in (*RECORDED, "python"):
-        code = RECORDER.format(name=name, log=str(log), notifications=NOTIFICATIONS)
+    for name in RECORDED:
+        code = RECORDER.format(
+            name=name, log=str(log), notifications=NOTIFICATIONS, image=templates.IMAGE
+        )
         (programs / name).write_text(f"#!{sys.executable}\n{code}")
         (programs / name).chmod(0o755)
+    (directory / "photo.jpg").write_bytes(b"a photograph of the reader's")
     blocks = [code for _, code in documents.blocks("sh")]
     script = "\n".join(["set -eu -o pipefail", *blocks])
     environment = {"PATH": f"{programs}:/usr/local/bin:/usr/bin:/bin", "HOME": str(directory)}
@@ -279,15 +283,19 @@ def overrides(command: Sequence[str]) -> dict[str, str]:
 
 
 def check_overrides(command: Sequence[str]) -> None:
-    """Hold the parameters of ``sam ...`` to the template: they exist, and may have that value."""
-    declared = cfn_yaml.load(str(ROOT / "template.yaml"))["Parameters"]
+    """Hold the parameters of ``sam ...`` to the template that it deploys: they exist, and may have
+    that value.
+    """
+    document = templates.read(template_of(command))
     for name, value in overrides(command).items():
-        assert name in declared, f"the template has no parameter {name}"
-        settings = declared[name]
-        allowed = [str(item) for item in settings.get("AllowedValues", [value])]
-        assert value in allowed, f"{name} is one of {allowed}, not {value!r}"
-        single = [value] if settings["Type"] == "String" else value.split(",")
-        for item in single:
-            assert re.fullmatch(settings.get("AllowedPattern", ".*"), item), (
-                f"{name} cannot be {value!r}"
-            )
+        assert name in document["Parameters"], f"the template has no parameter {name}"
+        assert templates.allows(document, name, value), f"{name} cannot be {value!r}"
+
+
+def template_of(command: Sequence[str]) -> str:
+    """Name the template that ``sam ...`` is about: what samconfig.toml has for its --config-env."""
+    environment = "default"
+    if "--config-env" in command:
+        environment = command[command.index("--config-env") + 1]
+    settings = tomllib.loads((ROOT / "samconfig.toml").read_text())[environment]["global"]
+    return str(settings["parameters"].get("template_file", "template.yaml"))

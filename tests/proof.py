@@ -17,7 +17,6 @@ import logging
 import math
 import os
 import random
-import re
 import signal
 import sys
 import tempfile
@@ -33,22 +32,22 @@ from typing import Any
 
 import httpx
 import numpy as np
-from cfnlint.decode import cfn_yaml
 from PIL import Image
 from tqdm import tqdm
 
 from benchmarks.measure import children
 from events import generate
-from export import index
 from handler.config import Config
 from handler.encoder import Encoder, load_encoder
 from handler.events import direct
 from handler.images.s3 import Source
+from tests import stack
 from tests.answers import INVOKE
 from tests.aws import CHANGING, UNWRITABLE, aws, take_vectors
 from tests.bombs import encoded
-from tests.conftest import ROOT, emulator, with_settings
+from tests.conftest import emulator, with_settings
 from tests.measure import growth, resident_megabytes
+from tests.templates import batches
 
 OUTPUTS = ("s3://vectors/proof", "s3vectors://proof/clip")
 LARGE = 20 * 2**20
@@ -275,11 +274,8 @@ def sqs(function: Function, items: Sequence[Item], rng: random.Random, cloud: An
     change do so while a message that names them is worked on, and S3 sends the next message. Half
     of those go to another instance of the function at once, which may be done before the first one.
     """
-    settings = cfn_yaml.load(str(ROOT / "template.yaml"))["Resources"]
-    receives = settings["Queue"]["Properties"]["RedrivePolicy"]["maxReceiveCount"]
-    size = next(
-        r["Properties"]["BatchSize"] for r in settings.values() if "BatchSize" in r["Properties"]
-    )
+    receives = batches().properties("Queue")["RedrivePolicy"]["maxReceiveCount"]
+    size = batches().properties("QueueMapping")["BatchSize"]
     queue, dead = _queues(cloud.sqs, receives)
     before = function.log.stat().st_size
     sent = {_message(item, rng): item for item in items}
@@ -421,11 +417,10 @@ def distributed_map(
     function: Function, items: Sequence[Item], rng: random.Random, cloud: Any
 ) -> list[str]:
     """Batches as the template's state machine makes and retries them, and the run's results."""
-    resources = cfn_yaml.load(str(ROOT / "template.yaml"))["Resources"]
-    (machine,) = (r for r in resources.values() if r["Type"].endswith("StateMachine"))
-    text = str(machine["Properties"]["DefinitionString"]["Fn::Sub"])
-    size = int(re.findall(r'"MaxItemsPerBatch": (\d+)', text)[0])
-    attempts = int(re.findall(r'"MaxAttempts": (\d+)', text)[0]) + 1
+    encode = batches().definition()["States"]["Encode"]
+    size = encode["ItemBatcher"]["MaxItemsPerBatch"]
+    faults = encode["ItemProcessor"]["States"]["EncodeBatch"]["Retry"][0]
+    attempts = faults["MaxAttempts"] + 1
     todo = list(items)
     rng.shuffle(todo)
     names = []
@@ -603,7 +598,7 @@ def _cloud() -> Iterator[SimpleNamespace]:
             cloud.s3.create_bucket(Bucket=bucket)
         versioning = {"Status": "Enabled"}
         cloud.s3.put_bucket_versioning(Bucket=generate.BUCKET, VersioningConfiguration=versioning)
-        index.create("proof", "clip", 512)
+        stack.create_index("proof", "clip")
         yield cloud
 
 

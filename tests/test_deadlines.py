@@ -371,7 +371,7 @@ def test_a_batch_that_no_time_is_left_for(
     with pytest.raises(OutOfTime, match="2 of 2 failed: s3://photos/"):
         direct.invoke(map_batch(in_s3("a"), in_s3("b")), Context(0), worker)
     assert "a Map's batch of 2 objects" in caplog.text
-    assert "lower ItemBatcher's MaxItemsPerBatch" in caplog.text
+    assert "lower Objects in batch.yaml" in caplog.text
     results = direct.invoke(s3_batch("2.0", "a", "b"), Context(0), worker)["results"]
     assert [result["resultCode"] for result in results] == ["TemporaryFailure"] * 2
     with pytest.raises(OutOfTime):

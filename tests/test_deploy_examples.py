@@ -100,6 +100,7 @@ def test_every_aws_command_is_one(ran: list[list[str]]) -> None:
 def test_it_deploys_in_steps_by_a_parameter_of_the_template(ran: list[list[str]]) -> None:
     (deploy,) = (command for command in ran if command[:2] == ["sam", "deploy"])
     assert commands.overrides(deploy)["DeploymentPreference"].startswith("Canary")
+    commands.check_overrides(deploy)
 
 
 def test_its_sam_is_the_one_that_the_tests_know(ran: list[list[str]]) -> None:

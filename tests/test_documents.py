@@ -30,9 +30,9 @@ from handler.engines import Embedding
 from handler.events import output
 from handler.events.output import Entry
 from handler.images.s3 import Source
-from tests import documents
+from tests import documents, stack
 from tests.aws import aws
-from tests.conftest import ROOT, free_port, wait_for
+from tests.conftest import ROOT, free_port, wait_for, with_settings
 from tests.test_errors import LEAVES
 from tests.test_imports import FLOORS
 
@@ -130,6 +130,26 @@ def vectors(encoder: Encoder) -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def index(encoder: Encoder) -> Iterator[None]:
+    """An index as the template makes it, with a photograph's vector as the function writes it."""
+    with aws():
+        name = re.findall(r"bucket/([\w-]+)/index/([\w-]+)", documents.read("docs/batch.md"))
+        stack.create_index(*name[0])
+        to_index = with_settings(encoder, output="s3vectors://{}/{}".format(*name[0]))
+        photo = Entry(Source("shop-photos", "photo.jpg"), encoder.encode(PHOTO))
+        assert output.write([photo], to_index) == {}
+        yield
+
+
+def test_the_searchers_rights_are_those_of_the_example() -> None:
+    """S3 Vectors wants GetVectors too of who asks for metadata."""
+    page = documents.read("docs/batch.md")
+    (rights,) = (json.loads(block) for _, block in documents.blocks("json") if "s3vectors" in block)
+    assert rights["Action"] == ["s3vectors:QueryVectors", "s3vectors:GetVectors"]
+    assert f'indexArn="{rights["Resource"]}"' in page
+
+
 def _archive(
     encoder: Encoder, rows: Rows = MappingProxyType({}), removed: Times = MappingProxyType({})
 ) -> bytes:
@@ -195,6 +215,8 @@ def test_the_python_examples_print_what_their_comments_say(
             monkeypatch.setenv(name, "nowhere")
     if 'client("s3")' in code:
         request.getfixturevalue("vectors")
+    if 'client("s3vectors")' in code:
+        request.getfixturevalue("index")
     code = served.here(code)
     code = code.replace('"clip-image-encoder:live"', '"function"')  # the emulator's one name
     printed, names = io.StringIO(), dict[str, Any]()

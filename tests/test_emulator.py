@@ -69,7 +69,8 @@ def test_lambdas_json_log_format_leaves_our_lines_as_they_are(
             _invoke(client, name)
     # The emulator's own lines are text whatever the format.
     lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
-    synthetic, good, bad, raised = lines
+    walls, synthetic, good, bad, raised = lines
+    assert walls["message"].startswith("decoders are confined")
     assert synthetic["level"] == "WARNING"
     for line, status in ((good, 200), (bad, 422)):
         assert (line["level"], line["message"], line["status"]) == ("INFO", "request", status)

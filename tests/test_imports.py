@@ -155,7 +155,7 @@ FLOORS: tuple[set[str], ...] = (
     {"engines"},
     {"model"},
     {"aws", "budget", "telemetry", "outcome"},
-    {"config", "errors", "precision"},
+    {"config", "errors", "precision", "usage"},
 )
 """The rooms of the house, from the top. Each imports from its own and from the floors below it."""
 

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from handler.config import Config
+from handler.encoder import load_encoder
 from handler.model import Model, ModelError
 
 
@@ -76,3 +78,14 @@ def test_the_fingerprint_names_what_decides_a_vector(copy: Path) -> None:
     assert model.fingerprint("int8", "openai", 0).endswith(".int8row")  # not what int8 once was
     assert model.fingerprint("fp32", "corrected", 720).endswith(".fp32.corrected")
     assert model.fingerprint("fp32", "openai", 720).endswith(".fp32.jpeg720")
+
+
+@pytest.mark.parametrize("name", ["", "ViT-B-32"])
+def test_the_model_that_the_settings_name_is_loaded(copy: Path, name: str) -> None:
+    assert load_encoder(Config(model_dir=copy, model=name)).images
+
+
+@pytest.mark.parametrize("name", ["ViT-L-14", "ViT-B/32"])
+def test_another_model_than_the_settings_name_is_refused(copy: Path, name: str) -> None:
+    with pytest.raises(ModelError, match=f"CLIP_MODEL names {name}, but .* holds ViT-B-32"):
+        load_encoder(Config(model_dir=copy, model=name))

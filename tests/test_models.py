@@ -21,15 +21,14 @@ from PIL import Image
 
 from export import folder, images, texts
 from export.images import calibration_pixels, parity_images
-from export.index import main as index
 from handler.config import Config
 from handler.encoder import Encoder, load_encoder
 from handler.engines import Pixels
 from handler.engines.onnx_cpu import OnnxCpuEngine
 from handler.images.sandbox import Sandbox
 from handler.model import Architecture, Model
+from tests import templates
 from tests.conftest import ROOT, pixels_of, serve
-from tests.test_template import TEMPLATE
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("torch")
@@ -205,13 +204,6 @@ def _describes(client: httpx.Client, name: str, size: int) -> None:
     assert (schema["minItems"], schema["maxItems"]) == (size, size)
 
 
-def test_the_index_of_s3_vectors_has_the_models_size(
-    folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert index(["s3vectors://vectors/clip", "--model", str(folders["ViT-L/14"])]) == 0
-    assert "--dimension 768 " in capsys.readouterr().out
-
-
 def test_another_model_than_asked_for_is_refused(shallow: None, tmp_path: Path) -> None:
     path = checkpoint.make_synthetic(
         tmp_path / "b16.pt", architecture=MODELS["ViT-B/16"].architecture
@@ -276,9 +268,13 @@ def test_the_dockerfile_finds_the_checkpoint_of_every_model() -> None:
     assert "!ViT-*.pt" in (ROOT / ".dockerignore").read_text().splitlines()
 
 
-def test_the_template_offers_every_model() -> None:
-    parameter = TEMPLATE["Parameters"]["Model"]
-    assert (parameter["Default"], parameter["AllowedValues"]) == (DEFAULT, list(MODELS))
+def test_the_templates_offer_every_model() -> None:
+    parameter = templates.read("batch.yaml")["Parameters"]["Model"]
+    names = {name: official.file.removesuffix(".pt") for name, official in MODELS.items()}
+    assert parameter["AllowedValues"] == list(names.values())
+    assert parameter["Default"] == names[DEFAULT]
+    comment = re.findall(r"MODEL: (\S+) # or (.*)", (ROOT / "template.yaml").read_text())
+    assert [[default, *others.split(", ")] for default, others in comment] == [list(MODELS)]
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from events.generate import RUN, in_s3, map_batch, s3_batch, s3_notification, sqs
-from export import images, index
+from export import images
 from handler import aws as calls
 from handler.encoder import Encoder
 from handler.errors import InvalidEvent, OutputRefused, OutputUnavailable
 from handler.events import direct, output
 from handler.events.output import Entry, location, run_file, vector_key
 from handler.images.s3 import Source
+from tests import stack
 from tests.answers import assert_same
 from tests.aws import UNWRITABLE, take_vectors
 from tests.conftest import image_tower, with_settings
@@ -45,7 +46,7 @@ def worker(encoder: Encoder, cloud: SimpleNamespace, photo: bytes) -> Encoder:
     for key, body in zip(KEYS, (photo, other, photo), strict=True):
         cloud.s3.put_object(Bucket="photos", Key=key, Body=body)
     cloud.s3.put_object(Bucket="photos", Key="denied/x", Body=photo)
-    index.create("vectors", "clip", 512)
+    stack.create_index("vectors", "clip")
     return with_settings(encoder, s3_buckets=("photos",), output="s3://vectors/run")
 
 

@@ -1,8 +1,8 @@
-"""The stack is created: what SAM makes of the template, made by moto's CloudFormation.
+"""The stacks are created: what SAM makes of the templates, made by moto's CloudFormation.
 
-moto resolves every Ref, GetAtt, Sub, condition and parameter, and makes the resources whose types
-it knows; the others are in `tests.stack.NOT_MADE`. It reads few of their properties, and none of
-the template's Rules and AllowedPatterns.
+moto resolves every Ref, GetAtt, Sub, mapping, condition and parameter, and makes the resources
+whose types it knows; the others are in `tests.stack.NOT_MADE`. It reads few of their properties,
+and none of the templates' Rules and AllowedPatterns.
 """
 
 import re
@@ -13,49 +13,51 @@ import pytest
 from moto.cloudformation.parsing import resource_class_from_type
 
 from tests import stack
-from tests.test_template import TEMPLATE, Stack
+from tests.templates import IMAGE, NEEDED, Stack, read
 
-BATCHES = {"BatchBucket": "photos"}
-OTHERS: dict[str, dict[str, str]] = {
-    "Weights": {"Weights": "synthetic"},
-    "Profile": {"Profile": "fast"},
-    "Towers": {"Towers": "image"},
-    "Model": {"Model": "ViT-B/16"},
-    "AuthMode": {"AuthMode": "AWS_IAM"},
-    "RateLimit": {"RateLimit": "5"},
-    "BurstLimit": {"BurstLimit": "10"},
-    "DailyQuota": {"DailyQuota": "1000"},
-    "ImageBuckets": {"ImageBuckets": "photos,other-photos"},
-    "CorsOrigins": {"CorsOrigins": "https://shop.example,https://www.shop.example"},
-    "WebAclArn": {"WebAclArn": "arn:aws:wafv2:us-east-1:123456789012:regional/webacl/shop/1"},
-    "MemorySize": {"MemorySize": "1769"},
-    "Architecture": BATCHES | {"Architecture": "arm64"},
-    "ReservedConcurrency": {"ReservedConcurrency": "5"},
-    "ProvisionedConcurrency": {"ProvisionedConcurrency": "1"},
-    "SnapStart": {"SnapStart": "PublishedVersions"},
-    "LogLevel": BATCHES | {"LogLevel": "DEBUG"},
-    "LogRetentionDays": BATCHES | {"LogRetentionDays": "7"},
-    "AccessLogs": {"AccessLogs": "true"},
-    "Tracing": BATCHES | {"Tracing": "true"},
-    "AlarmTopicArn": BATCHES | {"AlarmTopicArn": "arn:aws:sns:us-east-1:123456789012:ops"},
-    "BatchBucket": BATCHES,
-    "VectorIndex": BATCHES | {"VectorIndex": "shop/clip"},
-    "BatchMemorySize": BATCHES | {"BatchMemorySize": "3008"},
-    "BatchConcurrency": BATCHES | {"BatchConcurrency": "2"},
-    "ReserveBatchConcurrency": BATCHES | {"ReserveBatchConcurrency": "false"},
-    "FollowBucket": BATCHES | {"FollowBucket": "true"},
-    "InventoryLocation": BATCHES | {"InventoryLocation": "reports/photos"},
+OTHERS = {
+    "template.yaml": {
+        "AuthMode": "AWS_IAM",
+        "PublicHealth": "false",
+        "RateLimit": "5",
+        "DailyQuota": "1000",
+        "ImageBuckets": "photos,other-photos",
+        "CorsOrigins": "https://shop.example,https://www.shop.example",
+        "MemorySize": "1769",
+        "ReservedConcurrency": "5",
+        "KeepWarm": "SnapStart",
+        "DeploymentPreference": "Canary10Percent5Minutes",
+        "LogRetentionDays": "7",
+        "AccessLogs": "true",
+        "Tracing": "true",
+        "AlarmTopicArn": "arn:aws:sns:us-east-1:123456789012:ops",
+    },
+    "batch.yaml": {
+        "ImageUri": IMAGE.replace("tag", "other"),
+        "Model": "ViT-L-14",
+        "Architecture": "arm64",
+        "ImageBucket": "pictures",
+        "FollowKeys": "photos/*.jpg",
+        "VectorIndex": "clip-1",
+        "InventoryLocation": "reports/photos",
+        "Concurrency": "5",
+        "LogRetentionDays": "7",
+        "Tracing": "true",
+        "AlarmTopicArn": "arn:aws:sns:us-east-1:123456789012:ops",
+    },
 }
-"""By parameter: a value that is not its default, and the parameters without which it would change
-nothing.
-"""
+"""By parameter: a value that is not its default."""
+PAIRS = [(name, parameter) for name in OTHERS for parameter in read(name)["Parameters"]]
 
 
-def _create(name: str, **parameters: str) -> Any:
+def _create(name: str, template: str, **parameters: str) -> Any:
     """Make it, and check that nothing is missing, too much, or left unresolved."""
-    made, expected = stack.create(name, **parameters), Stack(**parameters)
-    ours = {name: resource["Type"] for name, resource in expected.resources.items()}
-    assert {name for name in made.resources if name in TEMPLATE["Resources"]} == {
+    made, expected = stack.create(name, template, **parameters), Stack(template, **parameters)
+    ours = {
+        name: resource["Type"].replace("Serverless::StateMachine", "StepFunctions::StateMachine")
+        for name, resource in expected.resources.items()
+    }
+    assert {name for name in made.resources if name in read(template)["Resources"]} == {
         name for name, kind in ours.items() if kind not in stack.NOT_MADE
     }
     # An output whose resource is not made is left out; there is one.
@@ -65,25 +67,27 @@ def _create(name: str, **parameters: str) -> Any:
     return made
 
 
-def test_with_its_defaults(cloud: SimpleNamespace) -> None:
-    made = _create("defaults")
+def test_the_service_with_its_defaults(cloud: SimpleNamespace) -> None:
+    made = _create("defaults", "template.yaml")
     assert made.outputs["FunctionName"] == "defaults"
-    assert not {"Queue", "StateMachine", "VectorsBucket"} & set(made.resources)
 
 
-def test_with_the_batch_engines(cloud: SimpleNamespace) -> None:
-    made = _create("batches", **BATCHES)
-    assert made.outputs["StateMachineArn"].endswith(":stateMachine:batches-batch")
+def test_the_batch_engines_with_their_defaults(cloud: SimpleNamespace) -> None:
+    made = _create("batches", "batch.yaml")
+    assert made.outputs["StateMachineArn"].endswith(":stateMachine:batches")
     assert made.outputs["VectorsBucketName"] == made.resources["VectorsBucket"]
     assert made.outputs["QueueUrl"] == made.resources["Queue"]
 
 
-@pytest.mark.parametrize("parameter", TEMPLATE["Parameters"])
-def test_with_each_parameters_other_value(cloud: SimpleNamespace, parameter: str) -> None:
-    assert parameter in OTHERS, f"add a value of {parameter} that is not its default to OTHERS"
-    values = OTHERS[parameter]
-    assert values[parameter] != str(TEMPLATE["Parameters"][parameter].get("Default"))
-    _create(f"other-{parameter}", **values)
+@pytest.mark.parametrize(("template", "parameter"), PAIRS)
+def test_with_each_parameters_other_value(
+    cloud: SimpleNamespace, template: str, parameter: str
+) -> None:
+    assert parameter in OTHERS[template], f"add another value of {parameter} to OTHERS"
+    value = OTHERS[template][parameter]
+    default = read(template)["Parameters"][parameter].get("Default")
+    assert value != str(NEEDED[template].get(parameter, default))
+    _create(f"{template.partition('.')[0]}-{parameter}", template, **{parameter: value})
 
 
 def test_no_more_is_left_out_than_must_be() -> None:
@@ -92,5 +96,10 @@ def test_no_more_is_left_out_than_must_be() -> None:
     }
     assert {kind for kind in stack.NOT_MADE if resource_class_from_type(kind) is None} == unknown
     assert stack.NOT_MADE.keys() - unknown == {"AWS::ApiGateway::Deployment"}
-    types = {resource["Type"] for resource in stack.transformed()["Resources"].values()}
+    types = {
+        resource["Type"]
+        for name in OTHERS
+        for resource in stack.transformed(name, **OTHERS[name])["Resources"].values()
+    }
+    assert types > stack.NOT_MADE.keys()
     assert {kind for kind in types if resource_class_from_type(kind) is None} <= unknown

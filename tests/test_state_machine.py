@@ -27,16 +27,12 @@ from tests.answers import INVOKE
 from tests.aws import aws
 from tests.conftest import emulator
 from tests.proof import pictures
-from tests.test_template import INDEX, Stack
+from tests.templates import INDEX, Stack, allowed_actions, batches
 
 
-@pytest.fixture(params=[{"BatchBucket": "photos"}, INDEX], ids=["files", "index"])
+@pytest.fixture(params=[{}, INDEX], ids=["files", "index"])
 def stack(request: pytest.FixtureRequest) -> Stack:
-    return Stack(**request.param)
-
-
-def _definition(stack: Stack) -> Any:
-    return json.loads(stack.properties("StateMachine")["DefinitionString"])
+    return batches(**request.param)
 
 
 def _lint_definition(definition: Any) -> list[str]:
@@ -60,10 +56,10 @@ def _waits(retry: Any) -> list[float]:
 
 
 def test_the_definition_is_valid(stack: Stack) -> None:
-    definition = _definition(stack)
+    definition = stack.definition()
     assert _lint_definition(definition) == []
     encode = definition["States"]["Encode"]
-    assert encode["MaxConcurrency"] == 50  # a number
+    assert encode["MaxConcurrency"] == 30  # a number
     assert encode["ItemProcessor"]["ProcessorConfig"] == {
         "Mode": "DISTRIBUTED",
         "ExecutionType": "EXPRESS",
@@ -74,7 +70,7 @@ def test_the_definition_is_valid(stack: Stack) -> None:
 
 
 def test_a_failure_is_tried_again_if_and_only_if_it_may_pass(stack: Stack) -> None:
-    task = _definition(stack)["States"]["Encode"]["ItemProcessor"]["States"]["EncodeBatch"]
+    task = stack.definition()["States"]["Encode"]["ItemProcessor"]["States"]["EncodeBatch"]
     faults, waking = task["Retry"]
     tried_again = set(faults["ErrorEquals"])
     assert {kind.__name__ for kind in _kinds(errors.ClipError) if kind.retryable} <= tried_again
@@ -94,7 +90,7 @@ def _kinds(base: type[errors.ClipError]) -> list[type[errors.ClipError]]:
 
 
 def test_a_function_that_was_idle_for_weeks_has_two_minutes_to_wake(stack: Stack) -> None:
-    task = _definition(stack)["States"]["Encode"]["ItemProcessor"]["States"]["EncodeBatch"]
+    task = stack.definition()["States"]["Encode"]["ItemProcessor"]["States"]["EncodeBatch"]
     waking = task["Retry"][1]
     assert set(waking["ErrorEquals"]) == {
         "Lambda.CodeArtifactUserPendingException",
@@ -106,18 +102,18 @@ def test_a_function_that_was_idle_for_weeks_has_two_minutes_to_wake(stack: Stack
 
 
 def test_a_run_cannot_last_for_ever_and_its_failures_are_logged(stack: Stack) -> None:
-    assert _definition(stack)["TimeoutSeconds"] == 30 * 24 * 3600  # a billion images take weeks
-    logging = stack.properties("StateMachine")["LoggingConfiguration"]
+    assert stack.definition()["TimeoutSeconds"] == 30 * 24 * 3600  # a billion images take weeks
+    logging = stack.properties("StateMachine")["Logging"]
     assert logging["Level"] == "ERROR"
     (destination,) = logging["Destinations"]
     assert destination == {"CloudWatchLogsLogGroup": {"LogGroupArn": "statemachineloggroup.Arn"}}
     # Other names each take room in the account's resource policy, which holds ten or so.
     name = stack.properties("StateMachineLogGroup")["LogGroupName"]
-    assert name == "/aws/vendedlogs/states/clip-batch"
+    assert name == "/aws/vendedlogs/states/clip"
 
 
 def test_a_failed_run_raises_an_alarm() -> None:
-    alarm = Stack(**INDEX, AlarmTopicArn="arn:aws:sns:here:123456789012:ops").properties(
+    alarm = batches(AlarmTopicArn="arn:aws:sns:here:123456789012:ops").properties(
         "StateMachineAlarm"
     )
     expression, *metrics = alarm["Metrics"]
@@ -137,9 +133,9 @@ def test_a_failed_run_raises_an_alarm() -> None:
 
 def test_its_role(stack: Stack) -> None:
     states = "arn:aws:states:here:123456789012"
-    name = stack.properties("StateMachine")["StateMachineName"]
+    name = stack.properties("StateMachine")["Name"]
     multipart = {"s3:ListMultipartUploadParts", "s3:AbortMultipartUpload"}
-    assert _allowed(stack) == {
+    assert allowed_actions(stack, "StateMachineRole") == {
         "arn:aws:s3:::photos": {"s3:ListBucket"},
         "batchfunction.Arn": {"lambda:InvokeFunction"},
         "vectorsbucket.Arn/runs/*": {"s3:PutObject", "s3:GetObject", *multipart},
@@ -160,17 +156,6 @@ LOG_DELIVERY += [
 ]
 
 
-def _allowed(stack: Stack) -> dict[str, set[str]]:
-    """Resource -> actions."""
-    (policy,) = stack.properties("StateMachineRole")["Policies"]
-    allowed: dict[str, set[str]] = {}
-    for statement in policy["PolicyDocument"]["Statement"]:
-        actions = statement["Action"]
-        some = [actions] if isinstance(actions, str) else actions
-        allowed.setdefault(statement["Resource"], set()).update(some)
-    return allowed
-
-
 # --- its runs -------------------------------------------------------------------------------------
 
 KEYS = [f"shop/ä b+{n:03}.jpg" for n in range(25)]
@@ -187,7 +172,7 @@ def deployed(
     called.
     """
     with aws() as cloud:
-        made = stacks.create("clip", BatchBucket="photos")
+        made = stacks.create("clip", "batch.yaml")
         cloud.s3.create_bucket(Bucket="photos")
         images = pictures()
         for n, key in enumerate([*KEYS, "elsewhere/0.jpg"]):

@@ -17,9 +17,11 @@ import httpx
 import pytest
 
 from events.generate import PHOTO
-from handler import telemetry
+from handler import telemetry, usage
 from handler.aws import Calls
 from handler.errors import ClipError
+from tests.answers import INVOKE
+from tests.conftest import emulator
 from tests.test_every_way_in import event, main
 
 __all__ = ["main"]  # the fixture
@@ -188,6 +190,105 @@ def test_errors_are_counted_by_their_code(main: types.ModuleType, lines: Any) ->
     assert (line["code"], line["errors"], line["requests"]) == ("invalid_event", 1, 1)
 
 
+# --- what Lambda's own lines would say, and Powertools' keys --------------------------------------
+
+TRACE = "1-5759e988-bd862e3fe1be46a994272793"
+ARN = "arn:aws:lambda:us-east-1:123456789012:function:clip:live"
+POWERTOOLS = {
+    "service": "clip-image-encoder",
+    "function_name": "clip",
+    "function_memory_size": 3008,
+    "function_arn": ARN,
+    "function_request_id": "invocation-1",
+    "xray_trace_id": TRACE,
+}
+"""The keys of aws_lambda_powertools' Logger, but for those that each line has its own of."""
+
+
+class LambdaContext(Context):
+    """As Lambda's runtime client makes it, whose numbers are texts."""
+
+    memory_limit_in_mb = "3008"
+    invoked_function_arn = ARN
+
+
+@pytest.fixture
+def traced(on_lambda: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    value = f"Root={TRACE};Parent=53995c3f42cd8ad8;Sampled=0;Lineage=a:b"
+    monkeypatch.setenv("_X_AMZN_TRACE_ID", value)
+
+
+@pytest.mark.usefixtures("traced")
+@pytest.mark.parametrize("name", ["rest_multipart", "alb", "direct_image"])
+def test_the_line_has_the_keys_of_powertools_and_what_a_report_would_say(
+    main: types.ModuleType, lines: Any, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(telemetry, "_cold", True)
+    for _ in range(2):
+        main.handler(event(name), LambdaContext())
+    cold, warm = lines()
+    for line, is_cold in ((cold, True), (warm, False)):
+        assert POWERTOOLS.items() <= line.items()
+        assert (line["cold_start"], line["cold"]) == (is_cold, is_cold)
+        assert line["location"].startswith("request:")
+        assert "timestamp" not in line  # Lambda's own
+        assert (line["level"], line["message"], line["function"]) == ("INFO", "request", "clip")
+        assert metrics(line)[("function",)] == ALWAYS | OF_IMAGES
+    assert cold["init_ms"] > 0
+    assert "init_ms" not in warm
+    # More than this process alone: its decoders are counted, too.
+    alone = usage.Memory(list).peak_mb()
+    assert alone
+    assert cold["memory_mb"] > 0
+    assert warm["memory_mb"] > alone
+
+
+@pytest.mark.usefixtures("traced")
+def test_every_line_of_an_invocation_has_the_keys_in_whichever_thread(lines: Any) -> None:
+    warn = partial(telemetry.log.warning, "odd")
+    telemetry.log.warning("before")
+    with telemetry.request("direct", "1", LambdaContext()), Calls() as calls:
+        warn()
+        calls.begin(warn, late=warn)()
+        logging.getLogger("botocore").warning("odd")
+    before, *during, _ = lines()
+    assert "function_name" not in before
+    assert before["location"].startswith("test_every_line")
+    assert len(during) == 3
+    assert all(POWERTOOLS.items() <= line.items() for line in during)
+
+
+@pytest.mark.usefixtures("on_lambda")
+def test_what_is_not_known_of_an_invocation_is_left_out(
+    lines: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POWERTOOLS_SERVICE_NAME", "shop")
+    monkeypatch.delenv("_X_AMZN_TRACE_ID", raising=False)
+    monkeypatch.setattr(telemetry, "_memory", None)
+    with telemetry.request("direct", "1", None):
+        pass
+    (line,) = lines()
+    assert (line["service"], line["function_name"]) == ("shop", "clip")
+    absent = {"xray_trace_id", "function_arn", "function_request_id", "memory_mb"}
+    assert not absent & line.keys()
+
+
+def test_through_the_real_runtime_client(model_dir: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with emulator(model_dir, log) as (client, _):
+        for name in ("direct_image", "direct_text"):
+            client.post(INVOKE, json=event(name))
+    written = [line[line.index("{") :] for line in log.read_text().splitlines() if "{" in line]
+    found = [json.loads(line) for line in written if '"message": "request"' in line]
+    assert [line["cold_start"] for line in found] == [True, False]
+    assert ["init_ms" in line for line in found] == [True, False]
+    for line in found:
+        assert line["function_memory_size"] == 1769
+        assert line["function_request_id"] == line["request_id"]
+        assert line["memory_mb"] > 100
+    assert found[0]["init_ms"] > 100  # a model was loaded
+
+
 # --- the line itself ------------------------------------------------------------------------------
 
 
@@ -277,7 +378,7 @@ def test_what_libraries_say_is_json_too() -> None:
     code = """
 import logging, warnings
 logging.basicConfig(level="INFO")  # as Lambda does
-from handler import telemetry
+from handler import telemetry, usage
 telemetry.configure("INFO")
 logging.getLogger("botocore.hooks").warning("two\\nlines")
 logging.getLogger("botocore.hooks").info("credentials")

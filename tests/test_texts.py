@@ -17,7 +17,7 @@ import pytest
 
 from events.generate import PHOTO, TEXTS
 from handler.config import Config
-from handler.encoder import Encoder
+from handler.encoder import Encoder, load_encoder
 from handler.engines import Embedding
 from handler.errors import ClipError, InvalidField, TextTooLong
 from handler.events import direct
@@ -338,6 +338,20 @@ def test_without_the_text_tower(model_dir: Path, tmp_path: Path) -> None:
         health = service.health().json()
         assert (health["status"], health["towers"]) == ("synthetic", ["image"])
         assert health["text_fingerprint"] is None
+
+
+@pytest.mark.parametrize(
+    ("initialization", "is_loaded"),
+    [("snap-start", True), ("provisioned-concurrency", True), ("on-demand", False)],
+)
+def test_the_text_tower_is_ready_where_lambda_starts_ahead(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, initialization: str, is_loaded: bool
+) -> None:
+    """In a snapshot it saves every restored instance the opening; elsewhere images would wait."""
+    monkeypatch.setenv("AWS_LAMBDA_INITIALIZATION_TYPE", initialization)
+    encoder = load_encoder(Config(model_dir=model_dir))
+    assert encoder.texts
+    assert (encoder.texts.fingerprint is not None) == is_loaded
 
 
 def test_without_the_image_tower(model_dir: Path, tmp_path: Path, encoder: Encoder) -> None:

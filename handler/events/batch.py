@@ -194,7 +194,7 @@ def _log_too_large(items: int) -> None:
     """Retry sends a Map's batch again as a whole, which helps only if it then takes less time."""
     log.warning(
         "the function's time is not enough for a Map's batch of %d objects: if this happens again, "
-        "lower ItemBatcher's MaxItemsPerBatch or raise the function's Timeout",
+        "lower Objects in batch.yaml, or raise the function's Timeout",
         items,
     )
 

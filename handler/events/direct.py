@@ -38,7 +38,7 @@ def invoke(event: Any, context: Any, encoder: Encoder) -> dict[str, Any]:
         ClipError: an image or batch that cannot be encoded; Lambda reports its class and text.
     """
     kind = _kind(event)
-    with telemetry.request(kind.name, invocation_id(context)):
+    with telemetry.request(kind.name, invocation_id(context), context):
         return kind.answer(event, context, encoder)
 
 

@@ -16,8 +16,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import boto3
 from cfnlint.decode import cfn_yaml
 
-from tests import stack
-from tests.test_template import Stack
+from tests import stack, templates
 
 
 class SamTransform:
@@ -35,17 +34,31 @@ class SamTransform:
     def __call__(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         body = environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         if body.startswith(b"Action=CreateChangeSet&"):
-            body = self._transformed(dict(parse_qsl(body.decode(), keep_blank_values=True)))
+            try:
+                body = self._transformed(dict(parse_qsl(body.decode(), keep_blank_values=True)))
+            except ValueError as refusal:
+                return _refuse(start_response, str(refusal))
         environ |= {"wsgi.input": io.BytesIO(body), "CONTENT_LENGTH": str(len(body))}
         return self.moto(environ, start_response)  # type: ignore[no-any-return]
 
     def _transformed(self, request: dict[str, str]) -> bytes:
-        """The request for a change set, with a template and parameters that moto understands."""
+        """Return the request for a change set, with a template and parameters that moto
+        understands.
+
+        Raises:
+            ValueError: CloudFormation would refuse the parameters; moto takes any.
+        """
         bucket, _, key = urlsplit(request.pop("TemplateURL")).path.lstrip("/").partition("/")
         text = self.s3.get_object(Bucket=bucket, Key=key)["Body"].read().decode()
         template = json.loads(json.dumps(cfn_yaml.loads(text)))
-        values = {name: str(p["Default"]) for name, p in template["Parameters"].items()}
+        values = {
+            name: str(p["Default"]) for name, p in template["Parameters"].items() if "Default" in p
+        }
         values |= self.values.get(request["StackName"], {}) | _given(request)
+        if missing := template["Parameters"].keys() - values:
+            raise ValueError(f"Parameters: {sorted(missing)} must have values")
+        if refused := templates.refused(_name(template), **values):
+            raise ValueError(f"Parameters failed to satisfy constraint: {sorted(refused)}")
         self.values[request["StackName"]] = values
         template = resolve(template, values) | {"Metadata": {"Values": values}}
         request["TemplateBody"] = json.dumps(template)
@@ -56,6 +69,20 @@ class SamTransform:
             request[f"Parameters.member.{number}.ParameterKey"] = name
             request[f"Parameters.member.{number}.ParameterValue"] = value
         return urlencode(request).encode()
+
+
+def _refuse(start_response: Any, why: str) -> list[bytes]:
+    error = (
+        f"<Error><Type>Sender</Type><Code>ValidationError</Code><Message>{why}</Message></Error>"
+    )
+    body = f"<ErrorResponse>{error}</ErrorResponse>".encode()
+    start_response("400 Bad Request", [("Content-Type", "text/xml")])
+    return [body]
+
+
+def _name(template: Any) -> str:
+    """Tell which of the two templates it is."""
+    return "batch.yaml" if "ImageUri" in template["Parameters"] else "template.yaml"
 
 
 def _given(request: dict[str, str]) -> dict[str, str]:
@@ -76,8 +103,8 @@ def resolve(template: Any, values: dict[str, str]) -> Any:
 
     policies = SimpleNamespace(load=dict)  # AWS's managed policies: the template names none
     template = transform(template, values, policies)
-    conditions, value = template["Conditions"], Stack(**values).resolve
-    holds = {name: stack.holds(conditions[name], conditions, value) for name in conditions}
+    deployed = templates.Stack(_name(template), **values)
+    holds = {name: deployed.holds({"Condition": name}) for name in template["Conditions"]}
     for kind in ("Resources", "Outputs"):
         entries = template[kind].items()
         made = {name: entry for name, entry in entries if holds.get(entry.get("Condition"), True)}

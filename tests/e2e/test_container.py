@@ -117,7 +117,9 @@ def test_it_holds_the_packages_that_are_locked_and_no_others(image: str) -> None
 
 def test_the_labels_and_the_command(image: str) -> None:
     (config,) = json.loads(docker("image", "inspect", image).stdout)
-    assert config["Config"]["Labels"]["clip.weights"] == "synthetic"
+    labels = config["Config"]["Labels"]
+    assert labels["clip.weights"] == "synthetic"
+    assert labels["com.amazonaws.lambda.feature.snapstart"] == "Allow"
     assert config["Config"]["Cmd"] == ["handler.main.handler"]
     assert config["Config"]["User"] == ""  # sam local refuses another
 

@@ -17,16 +17,15 @@ from typing import Any
 
 import boto3
 import pytest
-from cfnlint.decode import cfn_yaml
 
+from tests import templates
 from tests.conftest import ROOT, free_port, require, wait_for
 from tests.e2e.conftest import SAM, SAM_ENVIRONMENT, run
 
-STACK = "clip-image-encoder"
+SERVICE, BATCH = "clip-image-encoder", "clip-image-encoder-batch"
 REPOSITORY = "123456789012.dkr.ecr.us-east-1.amazonaws.com/clip"
-SAFE = ["--parameter-overrides", "BatchBucket=shop-photos", "--save-params"]
-"""As docs/deploy.md says it."""
-BATCHES = {"Queue", "DeadLetterQueue", "VectorsBucket", "BatchFunction", "StateMachine"}
+BATCH_PARAMETERS = [f"ImageUri={REPOSITORY}:build-1", "ImageBucket=shop-photos"]
+NEEDED = {"Queue", "DeadLetterQueue", "VectorsBucket", "BatchFunction", "StateMachine"}
 
 
 class Project:
@@ -53,6 +52,8 @@ class Project:
         assert head in settings
         settings = settings.replace(head, f'{head}image_repository = "{REPOSITORY}"\n')
         (directory / "samconfig.toml").write_text(settings)
+        for name in ("batch.yaml", "batch.asl.json"):
+            shutil.copy(ROOT / name, directory)
 
     def build(self) -> None:
         """Leave what ``sam build`` would, with an image that is in its registry already."""
@@ -72,31 +73,58 @@ class Project:
         done = run(command, cwd=self.directory, env=self.environment, input=answers)
         assert "Successfully created/updated stack" in done.stdout, done.stdout[-2000:]
 
+    def refused(self, *arguments: str) -> str:
+        """Try a deployment that CloudFormation refuses; what the SAM CLI says then."""
+        done = run([SAM, "deploy", *arguments], False, cwd=self.directory, env=self.environment)
+        assert done.returncode != 0, done.stdout
+        return done.stdout + done.stderr
+
     def guided(self, *arguments: str) -> None:
         """Every question is answered with what it proposes, but the last: "Deploy this changeset?
         [y/N]".
         """
-        questions = 8 + len(cfn_yaml.load(str(ROOT / "template.yaml"))["Parameters"])
+        questions = 8 + len(templates.read("template.yaml")["Parameters"])
         self.deploy("--guided", *arguments, answers="\n" * questions + "y\n")
 
-    def resources(self) -> set[str]:
+    def batch(self, *parameters: str) -> None:
+        """Deploy the batch engines as docs/batch.md says it."""
+        overrides = ["--parameter-overrides", *parameters, "--save-params"] if parameters else []
+        self.deploy("--config-env", "batch", *overrides)
+
+    def resources(self, stack: str = SERVICE) -> set[str]:
         """Names of what the stack has; versions come and go with each build, and are kept when they
         go.
         """
-        wanted = self.template()["Resources"]
-        made = self.client.describe_stack_resources(StackName=STACK)["StackResources"]
+        wanted = self.template(stack)["Resources"]
+        made = self.client.describe_stack_resources(StackName=stack)["StackResources"]
         names = {
             r["LogicalResourceId"] for r in made if "LogicalResourceId" in r
         }  # one that moto cannot make has no name
         return {name for name in names if wanted[name]["Type"] != "AWS::Lambda::Version"}
 
-    def parameters(self) -> dict[str, str]:
+    def uploads(self) -> list[bytes]:
+        """The files that the SAM CLI put into its bucket."""
+        s3 = boto3.client(
+            "s3",
+            endpoint_url=self.environment["AWS_ENDPOINT_URL"],
+            region_name="us-east-1",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+        )
+        buckets = [bucket["Name"] for bucket in s3.list_buckets()["Buckets"]]
+        return [
+            s3.get_object(Bucket=bucket, Key=file["Key"])["Body"].read()
+            for bucket in buckets
+            for file in s3.list_objects_v2(Bucket=bucket).get("Contents", [])
+        ]
+
+    def parameters(self, stack: str = SERVICE) -> dict[str, str]:
         """What the stack has; see `cloudformation.SamTransform`."""
-        values: dict[str, str] = self.template()["Metadata"]["Values"]
+        values: dict[str, str] = self.template(stack)["Metadata"]["Values"]
         return values
 
-    def template(self) -> Any:
-        return self.client.get_template(StackName=STACK)["TemplateBody"]
+    def template(self, stack: str) -> Any:
+        return self.client.get_template(StackName=stack)["TemplateBody"]
 
 
 @pytest.fixture
@@ -128,36 +156,48 @@ def _make_the_cli_a_bucket(project: Project) -> None:
     project.client.create_stack(StackName=name, TemplateBody=json.dumps(bucket), Tags=tags)
 
 
-def test_deployments_as_the_readme_says_lose_nothing(project: Project) -> None:
+def test_deployments_as_the_documents_say_lose_nothing(project: Project) -> None:
     project.guided()
     service = project.resources()
     assert "Function" in service
-    assert not BATCHES & service
-    project.deploy(*SAFE)
-    with_batches = project.resources()
-    assert with_batches > service | BATCHES
+    project.batch(*BATCH_PARAMETERS)
+    batches = project.resources(BATCH)
+    assert batches > NEEDED
     project.deploy()
-    assert project.resources() == with_batches
     project.deploy("--parameter-overrides", "MemorySize=1769", "--save-params")
-    assert project.resources() == with_batches
     project.deploy()
-    assert project.resources() == with_batches
+    project.batch("Concurrency=20")
+    project.batch()
+    assert (project.resources(), project.resources(BATCH)) == (service, batches)
     kept = project.parameters()
-    assert (kept["BatchBucket"], kept["MemorySize"], kept["AuthMode"]) == (
-        "shop-photos",
-        "1769",
-        "API_KEY",
-    )
+    assert (kept["MemorySize"], kept["AuthMode"]) == ("1769", "API_KEY")
+    kept = project.parameters(BATCH)
+    assert (kept["ImageBucket"], kept["Concurrency"]) == ("shop-photos", "20")
 
 
-def test_without_saving_the_next_plain_deployment_takes_the_queues_away(project: Project) -> None:
+def test_the_state_machines_definition_is_uploaded(project: Project) -> None:
+    project.batch(*BATCH_PARAMETERS)
+    uploaded = project.uploads()
+    assert (ROOT / "batch.asl.json").read_bytes() in uploaded
+
+
+def test_the_batch_engines_need_to_be_told_their_bucket(project: Project) -> None:
+    """No deployment can leave it empty by mistake, and so remove them."""
+    assert "must have values" in project.refused("--config-env", "batch")
+    project.batch(*BATCH_PARAMETERS)
+    command = ("--config-env", "batch", "--parameter-overrides", "ImageBucket=")
+    assert "ImageBucket" in project.refused(*command)
+    assert project.parameters(BATCH)["ImageBucket"] == "shop-photos"
+
+
+def test_without_saving_the_next_plain_deployment_takes_a_change_back(project: Project) -> None:
     """Why docs/deploy.md says ``--save-params``: all answers to ``--guided`` are sent again."""
     project.guided()
-    project.deploy("--parameter-overrides", "BatchBucket=shop-photos")
-    assert project.resources() > BATCHES
+    project.deploy("--parameter-overrides", "AccessLogs=true")
+    assert "AccessLogGroup" in project.resources()
     project.deploy()
-    assert project.parameters()["BatchBucket"] == ""
-    assert not BATCHES & project.resources()
+    assert project.parameters()["AccessLogs"] == "false"
+    assert "AccessLogGroup" not in project.resources()
 
 
 def test_a_second_guided_deployment_proposes_the_defaults_for_what_was_not_saved_last(
@@ -165,8 +205,8 @@ def test_a_second_guided_deployment_proposes_the_defaults_for_what_was_not_saved
 ) -> None:
     """Why docs/deploy.md says to run ``--guided`` once: it does not ask the stack what it has."""
     project.guided()
-    project.deploy(*SAFE)
+    project.deploy("--parameter-overrides", "AccessLogs=true", "--save-params")
     project.deploy("--parameter-overrides", "MemorySize=1769", "--save-params")
     project.guided()
     assert project.parameters()["MemorySize"] == "1769"
-    assert not BATCHES & project.resources()
+    assert project.parameters()["AccessLogs"] == "false"

@@ -34,8 +34,9 @@ from tests.test_backends import PROGRAMS
 LOCAL = ("--skip-pull-image", "--template")
 
 
-def test_the_template_is_valid_and_lint_finds_nothing(template: Path) -> None:
-    answer = sam("validate", "--lint", "--template", str(ROOT / "template.yaml"))
+@pytest.mark.parametrize("name", ["template.yaml", "batch.yaml"])
+def test_the_template_is_valid_and_lint_finds_nothing(template: Path, name: str) -> None:
+    answer = sam("validate", "--lint", "--template", str(ROOT / name))
     assert "is a valid SAM Template" in answer.stdout
     assert "[W" not in answer.stdout + answer.stderr
 
@@ -198,7 +199,6 @@ def test_a_photograph_of_4_mb_arrives_byte_for_byte(
 
 
 def _invoke(template: Path, name: str, *function: str, check: bool) -> Any:
-    # samconfig.toml names the function that is meant where none is named.
     settings = ("--config-file", str(ROOT / "samconfig.toml"), "--event", str(HERE / name))
     return json.loads(
         sam("local", "invoke", *function, *settings, *LOCAL, str(template), check=check).stdout
@@ -211,18 +211,18 @@ def test_invoke_with_every_event_file(template: Path, name: str, vector: Embeddi
     check_answer(name, _invoke(template, name, check=name not in ERRORS), vector)
 
 
-def test_invoke_the_batch_function(template: Path, vector: Embedding) -> None:
-    """The same image with the template's other command, which serves no HTTP."""
-    function = (
-        "BatchFunction",
-        "--parameter-overrides",
-        "BatchBucket=photos VectorIndex=shop/clip",
-    )
-    check_answer(
-        "direct_image.json", _invoke(template, "direct_image.json", *function, check=True), vector
-    )
-    answer = _invoke(template, "rest_multipart.json", *function, check=False)
+def test_invoke_the_batch_function(image: str, vector: Embedding) -> None:
+    """The same image with the other template's command, which serves no HTTP."""
+
+    def invoke(name: str, model: str, check: bool) -> Any:
+        values = f"ImageUri={image} ImageBucket=photos VectorIndex=clip-1 Model={model}"
+        return _invoke(ROOT / "batch.yaml", name, "--parameter-overrides", values, check=check)
+
+    check_answer("direct_image.json", invoke("direct_image.json", "ViT-B-32", True), vector)
+    answer = invoke("rest_multipart.json", "ViT-B-32", False)
     assert answer["errorType"] == "InvalidEvent"
+    answer = invoke("direct_image.json", "ViT-L-14", False)
+    assert "CLIP_MODEL names ViT-L-14, but" in answer["errorMessage"]
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from events.generate import PHOTO, map_batch
-from export import index
 from handler.engines import Embedding
+from tests import stack
 from tests.answers import assert_same
 from tests.aws import aws
 from tests.e2e.conftest import FIGURES, Function, docker, running
@@ -39,7 +39,7 @@ def standin() -> Iterator[SimpleNamespace]:
             if key != "missing.jpg":
                 body = b"no image" if key == "text.jpg" else PHOTO
                 standin.s3.put_object(Bucket="photos", Key=key, Body=body)
-        index.create("shop", "clip", 512)
+        stack.create_index("shop", "clip")
         yield standin
 
 
