@@ -44,26 +44,35 @@ ARG TOWERS=image,text
 ARG MODEL=ViT-B/32
 COPY handler/ handler/
 COPY export/ export/
-# The pattern makes the checkpoint optional: where it lies in the context nothing is downloaded. OpenAI's file of
-# ViT-L/14@336px is called ViT-L-14-336px.pt.
-COPY requirements-torch.txt ViT-*.p[t] ./
+# The patterns make these files optional. Where OpenAI's weights lie in the context, in either file (that of
+# ViT-L/14@336px is called ViT-L-14-336px.pt), nothing is downloaded; checkpoint/ holds weights of one's own.
+COPY requirements-torch.txt ViT-*.p[t] pytorch_model.bi[n] model.safetensor[s] ./
+COPY requirements-torch.txt checkpoin[t] checkpoint/
+# A mirror of OpenAI's weights; the activation of weights that do not tell it; a mirror of Hugging Face, and a token
+# for it, which no stage after this one holds. A builder with secrets takes that as the secret hf_token.
+ARG WEIGHTS_URL
+ARG ACTIVATION
+ARG HF_ENDPOINT
+ARG HF_TOKEN
 RUN checkpoint="$(echo "$MODEL" | tr '/@' '--').pt"; \
-    mkdir -p ~/.cache/clip && if [ -f "$checkpoint" ]; then ln -s "$PWD/$checkpoint" ~/.cache/clip/; fi; \
     case "$PROFILE" in \
         exact) precision=fp32; kind=onnx ;; \
         fast)  precision=int8; kind=int8.onnx ;; \
         *)     echo "PROFILE is exact or fast, not '$PROFILE'" >&2; exit 2 ;; \
     esac; \
-    export="python -m export --out /model --model $MODEL --precision $precision --towers $TOWERS"; \
-    case "$WEIGHTS" in \
-        openai)    $export ;; \
-        custom)    $export --checkpoint "$checkpoint" ;; \
-        synthetic) $export --synthetic ;; \
-        *)         echo "WEIGHTS is openai, custom or synthetic, not '$WEIGHTS'" >&2; exit 2 ;; \
-    esac || { echo "docker build: no model. Put the official $checkpoint beside the Dockerfile, or build" \
-                   "with --build-arg WEIGHTS=synthetic to try things out: its vectors mean nothing." >&2; \
-              exit 1; }; \
-    rm -rf ~/.cache/clip && chmod -R a+rX /model \
+    case "$WEIGHTS $MODEL" in \
+        "openai hf:"*) echo "WEIGHTS=custom belongs to MODEL=$MODEL" >&2; exit 2 ;; \
+        "openai "*|"custom hf:"*) source= ;; \
+        "custom "*)    source="--checkpoint checkpoint"; \
+                       if [ -f "$checkpoint" ]; then source="--checkpoint $checkpoint"; fi ;; \
+        "synthetic "*) source=--synthetic ;; \
+        *)             echo "WEIGHTS is openai, custom or synthetic, not '$WEIGHTS'" >&2; exit 2 ;; \
+    esac; \
+    if [ -f /run/secrets/hf_token ]; then HF_TOKEN="$(cat /run/secrets/hf_token)"; export HF_TOKEN; fi; \
+    if [ -z "$HF_ENDPOINT" ]; then unset HF_ENDPOINT; fi; \
+    python -m export --out /model --model "$MODEL" $source --precision $precision --towers $TOWERS \
+        ${ACTIVATION:+--activation $ACTIVATION} || exit 1; \
+    rm -rf ~/.cache/clip ~/.cache/huggingface && chmod -R a+rX /model \
     # What the function needs of it: one precision's weights, and none of torch's.
     && mkdir /function && cd /model && for file in model.json vocabulary.json \
         visual.$kind visual.$kind.data text.$kind text.$kind.data; do \

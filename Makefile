@@ -5,9 +5,12 @@ PORT      ?= 3000
 WEIGHTS   ?= openai
 PROFILE   ?= exact
 TOWERS    ?= image,text
-# One of OpenAI's: ViT-B/32, ViT-B/16, ViT-L/14 or ViT-L/14@336px. Empty: what MODEL_DIR holds or, where it holds
-# none, ViT-B/32.
+# One of OpenAI's (ViT-B/32, ViT-B/16, ViT-L/14, ViT-L/14@336px), or hf:organisation/name[@revision] on Hugging Face.
+# Empty: what MODEL_DIR holds or, where it holds none, ViT-B/32.
 MODEL     ?=
+# Weights of one's own: a file, a folder, or hf:organisation/name. ACTIVATION=gelu|quick_gelu where they do not tell it.
+CHECKPOINT ?=
+ACTIVATION ?=
 MODEL_DIR ?= model
 TORCH     ?= cpu
 
@@ -26,7 +29,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check --quiet
 help:  ## this list
 	@sed -n 's/^\([a-z0-9-]*\):.*  ## /\1 - /p' Makefile
 
-run: $(EXPORTER) $(EXPORTED)  ## serve on PORT=3000, for this machine alone unless HOST=0.0.0.0 (WEIGHTS=openai|synthetic, PROFILE=exact|fast, MODEL=ViT-L/14, MODEL_DIR=model)
+run: $(EXPORTER) $(EXPORTED)  ## serve on PORT=3000, for this machine alone unless HOST=0.0.0.0 (WEIGHTS=openai|synthetic, PROFILE=exact|fast, MODEL=ViT-L/14|hf:NAME, MODEL_DIR=model)
 	$(SETTINGS) $(BIN)/python -m handler.serve $(ADDRESS)
 
 dev: $(EXPORTER) $(EXPORTED)  ## the same, and loaded again whenever a file of handler/ changes
@@ -35,13 +38,13 @@ dev: $(EXPORTER) $(EXPORTED)  ## the same, and loaded again whenever a file of h
 SETTINGS = CLIP_PROFILE=$(PROFILE) CLIP_MODEL_DIR=$(MODEL_DIR)
 ADDRESS  = --host $(HOST) --port $(PORT)
 
-model: $(EXPORTER)  ## export the model again, into MODEL_DIR (CHECKPOINT=FILE for weights of your own, PROFILE=fast: int8 too, MODEL=ViT-B/32)
-	$(BIN)/python -m export --out $(MODEL_DIR) $(EXPORT)
+model: $(EXPORTER)  ## export the model again, into MODEL_DIR (CHECKPOINT=FILE|FOLDER|hf:NAME for weights of your own, PROFILE=fast: int8 too, MODEL=ViT-B/32|hf:NAME; WEIGHTS_URL=: a mirror)
+	$(BIN)/python -m export --out $(MODEL_DIR) $(filter-out --or-synthetic,$(EXPORT))
 
 # What is there is not made again. A model without int8 is exported again when `fast` is asked for, and so is
 # another one than the MODEL that is asked for.
-HELD  := $(shell sed -n 's/^ *"model": "\([^"]*\)".*/\1/p' $(MODEL_DIR)/model.json 2>/dev/null)
-OTHER_MODEL := $(if $(MODEL),$(filter-out $(MODEL),$(HELD)))
+HELD  := $(shell sed -n -e 's/^ *"model": "\([^"]*\)".*/\1/p' -e 's/^ *"asked": "\([^"]*\)".*/\1/p' $(MODEL_DIR)/model.json 2>/dev/null)
+OTHER_MODEL := $(if $(MODEL),$(if $(filter $(MODEL),$(HELD)),,$(HELD)))
 $(EXPORTED_exact) $(EXPORTED_fast): $(if $(OTHER_MODEL),FORCE) | $(EXPORTER)
 	$(BIN)/python -m export --out $(MODEL_DIR) $(EXPORT)
 
@@ -49,7 +52,7 @@ EXPORT_openai    := --or-synthetic
 EXPORT_synthetic := --synthetic
 EXPORT_exact     :=
 EXPORT_fast      := --precision int8
-EXPORT            = $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT),$(EXPORT_$(WEIGHTS))) $(EXPORT_$(PROFILE)) $(if $(MODEL),--model $(MODEL))
+EXPORT            = $(if $(CHECKPOINT),--checkpoint $(CHECKPOINT),$(EXPORT_$(WEIGHTS))) $(EXPORT_$(PROFILE)) $(if $(MODEL),--model $(MODEL)) $(if $(ACTIVATION),--activation $(ACTIVATION))
 
 # Two processes share the tests, file by file. Torch gets one thread in each: two would spend their
 # time waiting for those of the other process.
@@ -100,10 +103,17 @@ soak: $(VENV)/.dev $(MODEL_DIR)/model.json  ## 5,000 good and bad requests throu
 proof: $(VENV)/.dev $(MODEL_DIR)/model.json  ## 10,000 good and bad objects through the batch engines, 20 minutes (ARGS="--objects N")
 	CLIP_MODEL_DIR=$(MODEL_DIR) $(BIN)/python -m tests.proof $(ARGS)
 
-# Lambda refuses an image index, which is what BuildKit's attestations would make of it.
+# Lambda refuses an image index, which is what BuildKit's attestations would make of it. The classic builder, which
+# `sam build` uses, knows no secrets, so that the Dockerfile names none: where there is a token, a line is changed.
 DOCKER ?= docker
-image:  ## the Lambda image, clip-image-encoder (WEIGHTS=openai|custom|synthetic, PROFILE=exact|fast, TOWERS=image,text|image|text, MODEL=ViT-B/32)
-	BUILDX_NO_DEFAULT_ATTESTATIONS=1 $(DOCKER) build --build-arg WEIGHTS=$(WEIGHTS) --build-arg PROFILE=$(PROFILE) --build-arg TOWERS=$(TOWERS) $(if $(MODEL),--build-arg MODEL=$(MODEL)) --tag clip-image-encoder .
+WITH_SECRET := sed 's/^RUN checkpoint=/RUN --mount=type=secret,id=hf_token checkpoint=/' Dockerfile |
+SECRET := --secret id=hf_token,env=HF_TOKEN --file -
+OF_THE_BUILD := WEIGHTS_URL ACTIVATION HF_ENDPOINT
+image:  ## the Lambda image, clip-image-encoder (WEIGHTS=openai|custom|synthetic, PROFILE=exact|fast, TOWERS=image,text|image|text, MODEL=ViT-B/32|hf:NAME)
+	$(if $(HF_TOKEN),$(WITH_SECRET)) BUILDX_NO_DEFAULT_ATTESTATIONS=1 $(DOCKER) build $(if $(HF_TOKEN),$(SECRET)) \
+		--build-arg WEIGHTS=$(if $(filter hf:%,$(MODEL)),custom,$(WEIGHTS)) --build-arg PROFILE=$(PROFILE) --build-arg TOWERS=$(TOWERS) \
+		$(if $(MODEL),--build-arg MODEL=$(MODEL)) $(foreach name,$(OF_THE_BUILD),$(if $($(name)),--build-arg $(name)=$($(name)))) \
+		--tag clip-image-encoder .
 
 contents:  ## what the Lambda image holds: every package and its version
 	@$(DOCKER) run --rm --entrypoint python clip-image-encoder -m pip list --path . --format freeze
@@ -146,15 +156,16 @@ TORCH_cpu  := --no-deps -r requirements-torch.txt
 # CUDA's own libraries are separate packages there, so with what it depends on.
 TORCH_cuda := torch==2.13.0 torchvision==0.28.0
 
+# A lock file is complete but for torch and torchvision, which OpenCLIP asks for and pip would fetch for CUDA.
 $(VENV)/.dev: requirements-dev.txt $(EXPORTER)
-	$(PIP) install -r requirements-dev.txt
+	$(PIP) install --no-deps -r requirements-dev.txt
 	-@$(MAKE) --no-print-directory $(BIN)/aws-lambda-rie
 	@touch $@
 
 # torch itself is in none of the lists but requirements-torch.txt.
 $(OTHER_VENV)/.dev: requirements-dev.txt
 	$(OTHER) -m venv $(OTHER_VENV)
-	$(OTHER_VENV)/bin/pip --disable-pip-version-check --quiet install --require-hashes -r requirements-dev.txt
+	$(OTHER_VENV)/bin/pip --disable-pip-version-check --quiet install --require-hashes --no-deps -r requirements-dev.txt
 	@touch $@
 
 $(VENV)/.bench: requirements-bench.txt $(EXPORTER)

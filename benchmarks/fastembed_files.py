@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from export.checkpoint import Reference
-from export.towers import MEAN, STD
+from export.formats.config import MEAN, STD
 from handler.engines.torch_clip import import_clip
 from handler.text.tokenizer import END, START
 

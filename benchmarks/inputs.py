@@ -18,8 +18,9 @@ from benchmarks import accuracy, fastembed_files
 from benchmarks.subjects import CHECKPOINT
 from events.generate import MULTIPART, multipart, rest
 from export import parity, texts
-from export.checkpoint import VIT_B_32, Reference, load_reference
+from export.checkpoint import Reference, load_reference
 from export.images import PHOTOGRAPHS, encoded, parity_images, photograph
+from export.sources import VIT_B_32
 from handler.engines.torch_clip import import_clip
 
 IMAGES = {  # name -> size, Pillow format and options

@@ -16,9 +16,23 @@ from typing import Any
 
 import torch
 
-from export import ExportError, checkpoint, folder, graph, int8, mending, parity, towers
-from export.checkpoint import DEFAULT, MODELS, DownloadError, Reference
-from export.towers import MEAN, STD, Source
+from export import (
+    ExportError,
+    checkpoint,
+    folder,
+    formats,
+    graph,
+    hub,
+    int8,
+    mending,
+    parity,
+    sources,
+    towers,
+)
+from export.checkpoint import Reference
+from export.download import sha256_of
+from export.sources import DEFAULT, MODELS, NoSourceError
+from export.towers import Source
 from handler import __version__
 from handler.config import TOWERS
 from handler.engines import Engine
@@ -27,14 +41,6 @@ from handler.engines.torch_clip import TorchClipEngine
 from handler.model import FORMAT, Model
 from handler.precision import EXPORTED, PRECISIONS
 
-HELP = """\
-The official checkpoint could not be downloaded:
-  {error}
-To use it, fetch {file} on a machine that can reach
-  {url}
-and put it at {cache}/{file}, or pass it with --checkpoint FILE,
-then export again (`make model`, or `make model CHECKPOINT=FILE`)."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the export: 0, or 1 with the reason on stderr and the old model, if any, untouched."""
@@ -42,9 +48,9 @@ def main(arguments: list[str] | None = None) -> int:
     warnings.filterwarnings("ignore", module="PIL")  # advice on the parity set's odd images
     try:
         with folder.replacing(options.out) as new:
-            reference = _reference(options)
+            reference, notice = _reference(options)
             print(f"checkpoint  {reference.path} ({reference.weights}, {reference.sha256[:12]}...)")
-            rows = write_model(reference, new.directory, options.precision, options.towers)
+            rows = write_model(reference, new.directory, options.precision, options.towers, notice)
             _gate(rows)
             new.publish()
     except (ExportError, OSError) as error:
@@ -71,18 +77,27 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
         help="folder to write; a model that is there is replaced (default: model)",
     )
     source = parser.add_mutually_exclusive_group()
-    source.add_argument("--checkpoint", type=Path, help="a local TorchScript file")
+    source.add_argument(
+        "--checkpoint",
+        help="a file, a folder, or hf:organisation/name[@revision]: OpenAI's TorchScript archive, "
+        "a state dict, Hugging Face's CLIPModel, or OpenCLIP's",
+    )
     source.add_argument("--synthetic", action="store_true", help="seeded noise instead of weights")
     source.add_argument(
         "--or-synthetic",
         action="store_true",
-        help="the official checkpoint; seeded noise, loudly, if it cannot be downloaded",
+        help="OpenAI's weights; seeded noise, loudly, if no source has them",
     )
     parser.add_argument(
         "--model",
-        choices=MODELS,
-        default=DEFAULT,
-        help=f"which of OpenAI's models (default: {DEFAULT})",
+        help=f"one of {', '.join(MODELS)} (default: {DEFAULT}), or "
+        "hf:organisation/name[@revision]; with --checkpoint: which model it has to be",
+    )
+    parser.add_argument(
+        "--activation",
+        choices=formats.ACTIVATIONS,
+        help="of a state dict that does not tell it: gelu of most of OpenCLIP's models, quick_gelu "
+        "of OpenAI's",
     )
     parser.add_argument(
         "--towers",
@@ -101,33 +116,44 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     for tower in options.towers:
         if tower not in TOWERS:
             parser.error(f"--towers takes {' and '.join(TOWERS)}, not {tower!r}")
+    if options.model and options.model.startswith(hub.PREFIX):
+        if options.checkpoint or options.synthetic:
+            parser.error("--model hf:... names the weights: pass no others")
+        options.checkpoint, options.model = options.model, None
+    if not options.checkpoint and (options.model or DEFAULT) not in MODELS:
+        parser.error(f"--model takes {', '.join(MODELS)} or hf:..., not {options.model!r}")
     return options
 
 
-def _reference(options: argparse.Namespace) -> Reference:
-    synthetic = options.synthetic
-    path = options.checkpoint
-    official = MODELS[options.model]
-    if path is None and not synthetic:
+def _reference(options: argparse.Namespace) -> tuple[Reference, str]:
+    """Load the checkpoint that was asked for, or another; and say why it is another, if it is."""
+    if options.checkpoint:
+        return _own(options.checkpoint, options.model, options.activation), ""
+    name = options.model or DEFAULT
+    if not options.synthetic:
         try:
-            path = checkpoint.fetch(official.url, official.sha256)
-        except DownloadError as error:
-            text = HELP.format(
-                error=error, url=official.url, cache=checkpoint.CACHE, file=official.file
-            )
+            return sources.obtain(name, checkpoint.load_reference), ""
+        except NoSourceError as error:
             if not options.or_synthetic:
-                raise ExportError(
-                    f"{text}\nOr pass --synthetic for weights that mean nothing."
-                ) from error
-            print(
-                f"{text}\nGoing on with SYNTHETIC weights: vectors will mean nothing.",
-                file=sys.stderr,
-            )
-            synthetic = True
-    if synthetic:
-        path = checkpoint.CACHE / official.file.replace(".pt", "-synthetic.pt")
-        path = checkpoint.make_synthetic(path, architecture=official.architecture)
-    return checkpoint.load_reference(path, synthetic, options.model)
+                raise
+            notice = f"SYNTHETIC weights: every vector is well formed and means nothing.\n{error}"
+            print(notice, file=sys.stderr)
+            return _synthetic(name), notice
+    return _synthetic(name), ""
+
+
+def _own(given: str, name: str | None, activation: str | None) -> Reference:
+    if not given.startswith(hub.PREFIX):
+        return checkpoint.load_reference(Path(given), False, name, activation)
+    snapshot = hub.fetch_one(given, formats.FOLDERS)
+    return checkpoint.load_reference(snapshot.folder, False, name, activation, snapshot)
+
+
+def _synthetic(name: str) -> Reference:
+    official = MODELS[name]
+    path = sources.CACHE / official.file.replace(".pt", "-synthetic.pt")
+    path = checkpoint.make_synthetic(path, architecture=official.architecture)
+    return checkpoint.load_reference(path, synthetic=True)
 
 
 def write_model(
@@ -135,20 +161,21 @@ def write_model(
     directory: Path,
     precision: str = "fp32",
     names: Sequence[str] = TOWERS,
+    notice: str = "",
 ) -> list[parity.Row]:
     """Write every file of a model folder and compare its engines with clip, sample by sample."""
-    sources = []
+    chosen = []
     if "image" in names:
-        sources.append(towers.image(reference))
+        chosen.append(towers.image(reference))
     if "text" in names:
-        sources.append(towers.text(reference, directory))
-    in_float = {source.name: _write_tower(source, precision, directory) for source in sources}
-    card = _card(reference, sources, directory)
+        chosen.append(towers.text(reference, directory))
+    in_float = {source.name: _write_tower(source, precision, directory) for source in chosen}
+    card = _card(reference, chosen, directory) | {"notice": notice}
     path = directory / "model.json"
     path.write_text(json.dumps(card, indent=2))
     model = Model.load(directory)  # through the reader that the service uses
     rows: list[parity.Row] = []
-    for source in sources:
+    for source in chosen:
         found = parity.compare(_engines(model, source.name, precision), source.samples)
         tower = card["towers"][source.name]
         tower["parity"] = parity.summary(found, "fp32")
@@ -197,7 +224,7 @@ def _engines(model: Model, tower: str, precision: str) -> list[Engine]:
     return engines
 
 
-def _card(reference: Reference, sources: Sequence[Source], directory: Path) -> dict[str, Any]:
+def _card(reference: Reference, chosen: Sequence[Source], directory: Path) -> dict[str, Any]:
     """What ``model.json`` holds: all that a reader needs to trust a vector."""
     packages = (
         *("torch", "openai-clip", "torchvision", "onnx", "onnxruntime", "numpy", "pillow"),
@@ -208,20 +235,20 @@ def _card(reference: Reference, sources: Sequence[Source], directory: Path) -> d
         "model": reference.name,
         "architecture": reference.architecture._asdict(),
         "weights": reference.weights,
-        "checkpoint": {"file": reference.path.name, "sha256": reference.sha256},
+        "checkpoint": reference.record,
         "logit_scale": reference.model.logit_scale.exp().item(),
         "preprocessing": {
             "steps": ["resize shorter side", "centre crop", "RGB", "scale to [0, 1]", "normalise"],
             "interpolation": "bicubic",
-            "mean": MEAN,
-            "std": STD,
+            "mean": reference.mean,
+            "std": reference.std,
         },
         "towers": {
             source.name: {
                 "sha256": checkpoint.sha256_of_weights(source.state),
                 "golden": source.golden,
             }
-            for source in sources
+            for source in chosen
         },
         "versions": {
             "exporter": __version__,
@@ -229,7 +256,7 @@ def _card(reference: Reference, sources: Sequence[Source], directory: Path) -> d
             **{name: importlib.metadata.version(name) for name in packages},
         },
         "files": {
-            file.name: {"bytes": file.stat().st_size, "sha256": checkpoint.sha256_of(file)}
+            file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)}
             for file in sorted(directory.iterdir())
         },
     }

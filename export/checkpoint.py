@@ -1,9 +1,6 @@
-"""Where the weights come from: OpenAI's official file, a file of the user's, or seeded noise."""
+"""A checkpoint in clip's own model: OpenAI's, one of the user's, or seeded noise."""
 
 import hashlib
-import os
-import urllib.error
-import urllib.request
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,103 +10,56 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from tqdm import tqdm
 
-from export import ExportError
+from export import ExportError, formats
+from export.formats import Checkpoint
+from export.hub import Snapshot
 from export.massive import add_massive_activations
-from handler.engines.torch_clip import import_clip
+from export.sources import MODELS, VIT_B_32, official_of
+from handler.engines.torch_clip import build_clip, import_clip
 from handler.model import Architecture
-
-CACHE = Path("~/.cache/clip").expanduser()
-"""Where ``clip.load`` keeps its downloads, so that one download serves both."""
-
-
-@dataclass(frozen=True)
-class Official:
-    """One of OpenAI's checkpoints."""
-
-    file: str
-    sha256: str
-    architecture: Architecture
-
-    @property
-    def url(self) -> str:
-        """Where OpenAI serves it."""
-        return f"https://openaipublic.azureedge.net/clip/models/{self.sha256}/{self.file}"
-
-
-VIT_B_32 = Architecture(
-    embedding_size=512,
-    resolution=224,
-    image_layers=12,
-    image_width=768,
-    patch=32,
-    context_length=77,
-    vocabulary=49408,
-    text_width=512,
-    text_heads=8,
-    text_layers=12,
-)
-VIT_L_14 = VIT_B_32._replace(
-    embedding_size=768, image_layers=24, image_width=1024, patch=14, text_width=768, text_heads=12
-)
-DEFAULT = "ViT-B/32"
-MODELS = {
-    DEFAULT: Official(
-        "ViT-B-32.pt",
-        "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
-        VIT_B_32,
-    ),
-    "ViT-B/16": Official(
-        "ViT-B-16.pt",
-        "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
-        VIT_B_32._replace(patch=16),
-    ),
-    "ViT-L/14": Official(
-        "ViT-L-14.pt",
-        "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
-        VIT_L_14,
-    ),
-    "ViT-L/14@336px": Official(
-        "ViT-L-14-336px.pt",
-        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
-        VIT_L_14._replace(resolution=336),
-    ),
-}
-"""clip's own names of its models with a vision transformer."""
-
-
-class DownloadError(ExportError):
-    """The official checkpoint could not be fetched."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A checkpoint as ``clip`` itself loads it: fp32 on CPU, with clip's own preprocessing."""
+    """A checkpoint in ``clip``'s own model, fp32 on CPU, with clip's own preprocessing."""
 
     path: Path
+    """The file of its weights."""
     sha256: str
     """What the fingerprint names the weights by: OpenAI's official file by its own sha256, all
     others by `sha256_of_weights`. Of two archives of the same weights, the bytes differ."""
     weights: str
     """``openai``, ``custom`` or ``synthetic``."""
     name: str
-    """Which of `MODELS` it is."""
+    """As in `handler.model.Model`."""
     model: Any
     """clip.model.CLIP."""
     preprocess: Callable[[Image.Image], torch.Tensor]
     """PIL image -> float32 [3, side, side], normalised."""
+    architecture: Architecture
+    mean: tuple[float, ...]
+    """What `preprocess` takes off each channel of [0, 1]."""
+    std: tuple[float, ...]
+    """What `preprocess` divides each channel by after that."""
+    snapshot: Snapshot | None = None
+    """Where it was downloaded from; None: from nowhere, or by one of `sources`."""
 
     @property
-    def architecture(self) -> Architecture:
-        """The model's numbers."""
-        return MODELS[self.name].architecture
-
-
-def sha256_of(path: Path) -> str:
-    """Hex digest of a file of any size."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    def record(self) -> dict[str, str]:
+        """Return what ``model.json`` says of the checkpoint."""
+        found = {
+            "file": self.path.name,
+            "sha256": self.sha256,
+            "tensors_sha256": sha256_of_weights(self.model.state_dict()),
+        }
+        if self.snapshot:
+            found |= {
+                "asked": self.snapshot.asked,
+                "repository": self.snapshot.repository,
+                "revision": self.snapshot.revision,
+            }
+        return found
 
 
 def sha256_of_weights(tower: Mapping[str, torch.Tensor]) -> str:
@@ -136,51 +86,6 @@ def text_tower(model: Any) -> dict[str, torch.Tensor]:
     """The state dict of a model's text tower; clip has no module of its own for it."""
     others = ("visual.", "logit_scale")
     return {name: x for name, x in model.state_dict().items() if not name.startswith(others)}
-
-
-def fetch(url: str, sha256: str, directory: Path = CACHE) -> Path:
-    """Download `url` into `directory`, verified, unless a verified copy is there already.
-
-    Raises:
-        DownloadError: the server was not reached, broke off, or sent other bytes than `sha256`
-                names.
-    """
-    target = directory / url.rsplit("/", 1)[-1]
-    if target.is_file():
-        if sha256_of(target) == sha256:
-            return target
-        print(f"{target} is not the file expected (sha256 differs): downloading it again")
-    directory.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
-        digest = _download(url, partial)
-        if digest != sha256:
-            raise DownloadError(
-                f"{url} gave other bytes than expected: sha256 {digest}, not {sha256}"
-            )
-        partial.replace(target)
-    except (OSError, urllib.error.URLError) as error:
-        raise DownloadError(
-            f"{url} could not be downloaded: {getattr(error, 'reason', error)}"
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
-    return target
-
-
-def _download(url: str, target: Path) -> str:
-    digest = hashlib.sha256()
-    with urllib.request.urlopen(url, timeout=30) as source, target.open("wb") as output:  # noqa: S310
-        size = int(source.headers.get("Content-Length") or 0)
-        title = target.name.split(".")[0]
-        with tqdm(total=size or None, desc=title, unit="B", unit_scale=True) as bar:
-            for block in iter(lambda: source.read(1 << 20), b""):
-                output.write(block)
-                digest.update(block)
-                bar.update(len(block))
-    if size and target.stat().st_size != size:
-        raise OSError(f"broke off after {target.stat().st_size:,} of {size:,} bytes")
-    return digest.hexdigest()
 
 
 Distribution = Literal["uniform", "gaussian", "student"]
@@ -214,11 +119,13 @@ def make_synthetic(
     """
     clip = import_clip()
     torch.manual_seed(seed)
-    model = clip.model.CLIP(*architecture).eval()
+    model = build_clip(architecture)
     with torch.no_grad():
         for block in model.visual.transformer.resblocks:
             block.attn.in_proj_weight.mul_(2)
             block.attn.out_proj.weight.mul_(2)
+        # In 16 bits, as `convert_weights` makes every matrix but this one.
+        model.token_embedding.weight.copy_(model.token_embedding.weight.half())
     redraw(model.visual, distribution, seed)
     if outliers:
         add_outliers(model.visual, seed)
@@ -283,57 +190,96 @@ def add_outliers(image_tower: Any, seed: int = 0) -> None:
             matrix[:, channels] /= factors
 
 
-def load_reference(path: Path, synthetic: bool = False, name: str = DEFAULT) -> Reference:
-    """Load a checkpoint with ``clip.load`` and make sure that it is the model `name`.
+def load_reference(
+    path: Path,
+    synthetic: bool = False,
+    name: str | None = None,
+    activation: str | None = None,
+    snapshot: Snapshot | None = None,
+) -> Reference:
+    """Load a checkpoint in any format into ``clip.model.CLIP``, and name it.
+
+    `name`: which model it has to be. `snapshot`: where `path` was downloaded from. For
+    `activation` and what `path` may be see `formats.read`.
 
     Raises:
-        ExportError: not a TorchScript archive, or another architecture.
+        ExportError: it cannot be read, cannot be served exactly, or is another model.
     """
-    clip = import_clip()
-    if not path.is_file():
-        raise ExportError(f"no such file: {path}")
-    try:
-        torch.jit.load(path, map_location="cpu")
-    except RuntimeError as error:
-        raise ExportError(
-            f"{path} is not a TorchScript archive, the format of OpenAI's own checkpoints: "
-            "save a fine-tuned model with torch.jit.save(torch.jit.trace(...))"
-        ) from error
-    model, preprocess = clip.load(str(path), device="cpu", jit=False)
-    _check_architecture(path, model, name)
-    official = MODELS[name].sha256
-    if not synthetic and sha256_of(path) == official:
-        return Reference(path, official, "openai", name, model, preprocess)
-    weights = "synthetic" if synthetic else "custom"
-    sha256 = sha256_of_weights(model.visual.state_dict())
-    return Reference(path, sha256, weights, name, model, preprocess)
-
-
-def _check_architecture(path: Path, model: Any, name: str) -> None:
-    found, expected = _architecture(model), MODELS[name].architecture
-    if found == expected:
-        return
-    names = [known for known, official in MODELS.items() if official.architecture == found]
-    if names:
-        raise ExportError(f"{path} is a {names[0]}, not a {name}: pass --model {names[0]}")
-    numbers = found._asdict() if found else "no vision transformer"
-    raise ExportError(f"{path} is not a {name}: it has {numbers}, expected {expected._asdict()}")
-
-
-def _architecture(model: Any) -> Architecture | None:
-    """The numbers of a clip.model.CLIP; None: its image tower is a ResNet."""
-    visual = model.visual
-    if not hasattr(visual, "transformer"):
-        return None
-    return Architecture(
-        visual.output_dim,
-        visual.input_resolution,
-        visual.transformer.layers,
-        visual.transformer.width,
-        visual.conv1.weight.shape[-1],
-        model.context_length,
-        model.vocab_size,
-        model.transformer.width,
-        model.transformer.resblocks[0].attn.num_heads,
-        model.transformer.layers,
+    official = official_of(path)
+    if official and not synthetic:
+        found = formats.read_official(path, MODELS[official].architecture)
+    else:
+        found = formats.read(path, activation)
+        official = official_of(found.path)
+    model = _loaded(found)
+    if official and not synthetic:
+        named, weights, sha256 = official, "openai", MODELS[official].sha256
+    else:
+        named = snapshot.name if snapshot else name_of(found.architecture)
+        weights = "synthetic" if synthetic else "custom"
+        sha256 = sha256_of_weights(model.visual.state_dict())
+    if name and name != named:
+        raise ExportError(f"{path} is a {named}, not a {name}: pass --model {named}")
+    return Reference(
+        found.path,
+        sha256,
+        weights,
+        named,
+        model,
+        _preprocess(found),
+        found.architecture,
+        found.mean,
+        found.std,
+        snapshot,
     )
+
+
+def _loaded(found: Checkpoint) -> Any:
+    """The checkpoint as clip.model.CLIP, fp32 on CPU.
+
+    Raises:
+        ExportError: a weight is missing, too many, or of another shape.
+    """
+    model = build_clip(found.architecture)
+    shapes = {name: x.shape for name, x in model.state_dict().items()}
+    wrong = [
+        *(f"it lacks {name}" for name in shapes if name not in found.state),
+        *(f"clip's model has no {name}" for name in found.state if name not in shapes),
+        *(
+            f"{name} is {tuple(x.shape)} instead of {tuple(shapes[name])}"
+            for name, x in found.state.items()
+            if name in shapes and x.shape != shapes[name]
+        ),
+    ]
+    if wrong:
+        more = f" (and {len(wrong) - 1} more such)" if len(wrong) > 1 else ""
+        raise ExportError(f"{found.path} is refused: {wrong[0]}{more}")
+    model.load_state_dict(found.state)
+    return model
+
+
+def _preprocess(found: Checkpoint) -> Callable[[Image.Image], torch.Tensor]:
+    """Clip's own preprocessing, with the checkpoint's mean and deviation."""
+    clip = import_clip()
+    from torchvision.transforms import Compose, Normalize
+
+    steps = clip.clip._transform(found.architecture.resolution).transforms[:-1]
+    preprocess: Callable[[Image.Image], torch.Tensor] = Compose(
+        [*steps, Normalize(found.mean, found.std)]
+    )
+    return preprocess
+
+
+_SIZES = {(384, 12): "S", (512, 12): "M", (768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
+"""Width and layers of an image tower -> how such a ViT is called."""
+
+
+def name_of(architecture: Architecture) -> str:
+    """Name a model as clip names its own, by the size of its image tower: ``ViT-B/32``."""
+    a = architecture
+    for name, official in MODELS.items():
+        if official.architecture[:10] == a[:10]:
+            return name
+    size = _SIZES.get((a.image_width, a.image_layers), f"{a.image_width}x{a.image_layers}")
+    side = "" if a.resolution == 224 else f"@{a.resolution}px"
+    return f"ViT-{size}/{a.patch}{side}"

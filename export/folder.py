@@ -14,6 +14,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -139,7 +140,8 @@ def files(folder: Path) -> list[str]:
     """Names of the model's files in `folder`, ``model.json`` first; none where no model is."""
     try:
         card = json.loads((folder / CARD).read_bytes())
-        if not isinstance(card["format"], int) or not card["model"].startswith("ViT-"):
+        # Ours are ViT-B/32 and its like, or a repository and a commit on Hugging Face.
+        if not isinstance(card["format"], int) or not re.match("ViT-|.+/.+@", card["model"]):
             return []
         return [CARD, *(name for name in card["files"] if name == os.path.basename(name))]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

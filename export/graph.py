@@ -5,8 +5,9 @@ which changes the function computed:
 
 - images are uint8 RGB: ``(x / 255 - mean) / std`` is linear, so it is part of the patch embedding;
 - the patch embedding, a convolution whose stride is its size, is one matrix product;
-- texts are not padded to 77 tokens: no token sees later ones. The table of tokens is in fp16;
-- attention's ``1 / sqrt(64)`` scales the scores, not the queries (a power of two: exact);
+- texts are not padded to 77 tokens: no token sees later ones;
+- attention's ``1 / sqrt(head width)`` scales the scores, not the queries (for 64 numbers a head, as
+  in most models, it is a power of two: exact);
 - of the last block only one token is read afterwards (an image's class token, a text's end), so
   only its query, output projection and MLP are computed.
 
@@ -30,9 +31,6 @@ OPSET = 21
 IR_VERSION = 10
 ONNX_RUNTIME = "com.microsoft"
 """The domain of the operators that are ONNX Runtime's own."""
-HEAD = 64
-"""Width of an attention head, in every CLIP."""
-
 Matrix = NDArray[np.float32]
 Weights = dict[str, Matrix]
 """A tower's state dict: name -> values."""
@@ -57,8 +55,11 @@ class Linear(Protocol):
 class Graph:
     """Collects nodes and initializers; every method returns the name of a value."""
 
-    def __init__(self, name: str, *, halve: bool, linear: Linear) -> None:
+    def __init__(
+        self, name: str, *, halve: bool, linear: Linear, activation: str = "quick_gelu"
+    ) -> None:
         self.name = name
+        self.activation = activation
         self.halve = halve
         self.linear = linear
         self.nodes: list[onnx.NodeProto] = []
@@ -96,13 +97,13 @@ class Graph:
     def rows(self, name: str, table: Matrix, indices: str) -> str:
         """Rows of a table: `indices` [...] -> float32 [..., width].
 
-        The table is stored in fp16, to which clip rounds it too where it computes in fp16. It stays
-        so: only the rows that are asked for are read and widened.
+        Where the table is stored in fp16, it stays so: only the rows that are asked for are read
+        and widened.
         """
         half = table.astype(np.float16)
-        stored = half if self.halve and np.isfinite(half).all() else table
-        rows = self.op("Gather", self.initializer(name, stored), indices)
-        return rows if stored is table else self.op("Cast", rows, to=TensorProto.FLOAT)
+        is_half = self.halve and np.array_equal(half.astype(np.float32), table)
+        rows = self.op("Gather", self.initializer(name, half if is_half else table), indices)
+        return self.op("Cast", rows, to=TensorProto.FLOAT) if is_half else rows
 
     def layer_norm(self, x: str, name: str, weights: Weights) -> str:
         """The LayerNorm `name`, with its gain and bias."""
@@ -159,17 +160,18 @@ def build_image(
     `linear` writes every linear layer but the last projection, which is of one token and always in
     float.
     """
-    g = Graph("clip-image", halve=halve, linear=linear)
+    g = Graph("clip-image", halve=halve, linear=linear, activation=architecture.activation)
     x = _patch_embedding(g, weights, architecture, mean, std)  # [n, tokens, width]
     x = g.layer_norm(x, "ln_pre", weights)
     first = g.constant(0)
+    heads = architecture.image_width // architecture.image_head_width
 
     def class_token(x: str) -> str:
         return g.op("Gather", x, first, axis=1)  # [n, 1, width]
 
     for layer in range(architecture.image_layers):
         only = class_token if layer == architecture.image_layers - 1 else None
-        x = _block(g, x, f"transformer.resblocks.{layer}", weights, only=only)
+        x = _block(g, x, f"transformer.resblocks.{layer}", weights, heads, only=only)
     x = g.layer_norm(x, "ln_post", weights)
     return _unit_vectors(g, x, "proj", weights)
 
@@ -187,7 +189,7 @@ def build_text(
     [n, embedding size] of unit length. What follows a text's end has no influence. `halve` and
     `linear` are as for `build_image`.
     """
-    g = Graph("clip-text", halve=halve, linear=linear)
+    g = Graph("clip-text", halve=halve, linear=linear, activation=architecture.activation)
     tokens = g.input("tokens", TensorProto.INT32, "n", "t")
     x = g.rows("token_embedding.weight", weights["token_embedding.weight"], tokens)  # [n, t, width]
     length = g.op("Shape", tokens, start=1, end=2)
@@ -201,11 +203,12 @@ def build_text(
         x = g.op("GatherND", x, end, batch_dims=1)  # [n, width]
         return g.op("Unsqueeze", x, g.constant(1))  # [n, 1, width]
 
+    heads = architecture.text_heads
     for layer in range(architecture.text_layers - 1):
-        x = _block(g, x, f"transformer.resblocks.{layer}", weights, mask=mask)
+        x = _block(g, x, f"transformer.resblocks.{layer}", weights, heads, mask=mask)
     seen = g.op("Unsqueeze", g.op("Gather", mask, end, axis=0), g.constant(1))  # [n, 1, 1, t]
     last = f"transformer.resblocks.{architecture.text_layers - 1}"
-    x = _block(g, x, last, weights, only=end_token, mask=seen)
+    x = _block(g, x, last, weights, heads, only=end_token, mask=seen)
     x = g.layer_norm(x, "ln_final", weights)
     return _unit_vectors(g, x, "text_projection", weights)
 
@@ -270,6 +273,7 @@ def _block(
     x: str,
     name: str,
     weights: Weights,
+    heads: int,
     *,
     only: Callable[[str], str] | None = None,
     mask: str = "",
@@ -291,25 +295,27 @@ def _block(
     else:
         qkv = g.linear(g, y, f"{name}.attn.qkv", in_weight, in_bias)  # [n, t, 3 * width]
         q, k, v = g.ops(3, "Split", qkv, axis=-1, num_outputs=3)
-    attended = _attention(g, q, k, v, width=width, mask=mask)
+    attended = _attention(g, q, k, v, heads=heads, width=width, mask=mask)
     out_proj = (weights[f"{name}.attn.out_proj.{part}"] for part in ("weight", "bias"))
     x = g.op("Add", x, g.linear(g, attended, f"{name}.attn.out_proj", *out_proj))
 
     y = g.layer_norm(x, f"{name}.ln_2", weights)
     c_fc = (weights[f"{name}.mlp.c_fc.{part}"] for part in ("weight", "bias"))
     y = g.linear(g, y, f"{name}.mlp.c_fc", *c_fc)  # [n, t, 4 * width]
-    y = _quick_gelu(g, y)
+    y = _ACTIVATIONS[g.activation](g, y)
     c_proj = (weights[f"{name}.mlp.c_proj.{part}"] for part in ("weight", "bias"))
     return g.op("Add", x, g.linear(g, y, f"{name}.mlp.c_proj", *c_proj))
 
 
-def _attention(g: Graph, q: str, k: str, v: str, *, width: int, mask: str) -> str:
+def _attention(g: Graph, q: str, k: str, v: str, *, heads: int, width: int, mask: str) -> str:
     """Scaled dot-product attention: q [n, queries, width], k and v [n, t, width] -> like q."""
-    heads = g.constant(0, 0, width // HEAD, HEAD)
-    q = g.op("Transpose", g.op("Reshape", q, heads), perm=[0, 2, 1, 3])  # [n, heads, queries, 64]
-    k = g.op("Transpose", g.op("Reshape", k, heads), perm=[0, 2, 3, 1])  # [n, heads, 64, t]
-    v = g.op("Transpose", g.op("Reshape", v, heads), perm=[0, 2, 1, 3])  # [n, heads, t, 64]
-    scores = g.op("Mul", g.op("MatMul", q, k), g.scalar(HEAD**-0.5))  # fused with the product
+    head_width = width // heads
+    shape = g.constant(0, 0, heads, head_width)
+    q = g.op("Transpose", g.op("Reshape", q, shape), perm=[0, 2, 1, 3])  # [n, heads, queries, 64]
+    k = g.op("Transpose", g.op("Reshape", k, shape), perm=[0, 2, 3, 1])  # [n, heads, 64, t]
+    v = g.op("Transpose", g.op("Reshape", v, shape), perm=[0, 2, 1, 3])  # [n, heads, t, 64]
+    scale = g.scalar(head_width**-0.5)
+    scores = g.op("Mul", g.op("MatMul", q, k), scale)  # fused with the product
     if mask:
         scores = g.op("Add", scores, mask)
     scores = g.op("Softmax", scores, axis=-1)  # [n, heads, queries, t]
@@ -322,6 +328,15 @@ def _quick_gelu(g: Graph, x: str) -> str:
     return g.op("Mul", x, g.op("Sigmoid", g.op("Mul", x, g.scalar(1.702))))
 
 
+def _gelu(g: Graph, x: str) -> str:
+    """``x * (1 + erf(x / sqrt(2))) / 2``."""
+    return g.op("Gelu", x)
+
+
+_ACTIVATIONS = {"quick_gelu": _quick_gelu, "gelu": _gelu}
+"""As in `Architecture.activation`."""
+
+
 def session(model: bytes) -> ort.InferenceSession:
     """A serialized graph, ready to be run on all CPUs."""
     options = ort.SessionOptions()
@@ -331,12 +346,11 @@ def session(model: bytes) -> ort.InferenceSession:
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Check the graph, write it to `path`, and its weights beside it in ``<name>.data``.
+    """Write the graph to `path`, its weights beside it in ``<name>.data``, and check it.
 
     There ONNX Runtime maps them into memory. Weights within the graph's file it would copy twice,
     which is a quarter of its time to load int8.
     """
-    onnx.checker.check_model(model)
     data = path.with_name(f"{path.name}.data")
     onnx.save(
         model,
@@ -346,6 +360,8 @@ def save(model: onnx.ModelProto, path: Path) -> None:
         location=data.name,
         size_threshold=1024,
     )
+    # By its path, because protobuf has no message of more than 2 GB, such as ViT-H/14's weights.
+    onnx.checker.check_model(path)
     data.chmod(0o644)  # onnx lets only the owner read the file; Lambda runs as another user
 
 

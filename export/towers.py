@@ -20,10 +20,6 @@ from handler.engines import Embedding
 from handler.engines.torch_clip import import_clip
 from handler.text.tokenizer import Tokenizer
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-"""clip.clip._transform's; `image` refuses a clip whose own differ."""
-
 
 @dataclass(frozen=True)
 class Source:
@@ -49,22 +45,13 @@ class Source:
 
 
 def image(reference: Reference) -> Source:
-    """The image tower.
-
-    Raises:
-        ExportError: clip's preprocessing is not OpenAI's.
-    """
-    normalize = reference.preprocess.transforms[-1]  # type: ignore[attr-defined]
-    if (tuple(normalize.mean), tuple(normalize.std)) != (MEAN, STD):
-        raise ExportError(
-            f"this clip normalises with {normalize.mean}, {normalize.std}: not OpenAI's"
-        )
+    """The image tower."""
     side = reference.architecture.resolution
     golden = images.golden_image()
     picture = Image.open(io.BytesIO(golden))
 
     def build(weights: Weights, linear: Linear) -> ModelProto:
-        mean, std = np.array(MEAN), np.array(STD)
+        mean, std = np.array(reference.mean), np.array(reference.std)
         return graph.build_image(weights, reference.architecture, mean, std, linear=linear)
 
     return Source(
@@ -84,13 +71,21 @@ def text(reference: Reference, directory: Path) -> Source:
     """The text tower, whose vocabulary is written into `directory`.
 
     Raises:
-        ExportError: our tokens of some text are not clip's.
+        ExportError: the model has another tokenizer, or our tokens of some text are not clip's.
     """
     vocabulary.write(directory)
+    clip, a = import_clip(), reference.architecture
+    theirs = len(clip.clip._tokenizer.encoder), clip.tokenize("").shape[1]
+    if (a.vocabulary, a.context_length) != theirs:
+        raise ExportError(
+            f"the model takes {a.vocabulary} tokens, {a.context_length} a text, and clip's "
+            f"tokenizer has {theirs[0]}, {theirs[1]} a text: the model is another tokenizer's. "
+            "--towers image exports the image tower alone"
+        )
     tokenizer = Tokenizer.load(directory)
     _check_tokens(tokenizer)
     golden = texts.golden_text()
-    tokens = import_clip().tokenize(golden)
+    tokens = clip.tokenize(golden)
 
     def build(weights: Weights, linear: Linear) -> ModelProto:
         return graph.build_text(weights, reference.architecture, linear=linear)

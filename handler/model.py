@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,11 @@ class ModelError(RuntimeError):
 
 
 class Architecture(NamedTuple):
-    """The numbers of one CLIP with vision transformer, in the order of ``clip.model.CLIP``'s."""
+    """The numbers of one CLIP with vision transformer.
+
+    The first ten are those of ``clip.model.CLIP``, in its order. The others have one value in all
+    of OpenAI's models, and in folders that were exported before they were recorded.
+    """
 
     embedding_size: int
     resolution: int
@@ -36,6 +41,10 @@ class Architecture(NamedTuple):
     text_width: int
     text_heads: int
     text_layers: int
+    image_head_width: int = 64
+    """Numbers of one attention head of the image tower."""
+    activation: str = "quick_gelu"
+    """Of the MLPs: ``quick_gelu``, x * sigmoid(1.702 x), or ``gelu``, exact."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,9 @@ class Model:
 
     directory: Path
     name: str
-    """clip's own name of it, such as ``"ViT-B/32"`` or ``"ViT-L/14@336px"``."""
+    """clip's own name of it, such as ``"ViT-L/14@336px"``; of a model on Hugging Face, its
+    repository and the commit's first digits: ``"laion/CLIP-ViT-B-32-laion2B-s34B-b79K@1a25a44"``.
+    """
     architecture: Architecture
     weights: str
     """Where the weights come from: ``openai``, ``custom`` or ``synthetic``."""
@@ -88,6 +99,8 @@ class Model:
     """The towers that the folder was exported with, by name."""
     files: frozenset[str]
     """The names of all files that the export wrote; a deployment may have left some out."""
+    notice: str = ""
+    """Text for whoever starts a server: why the weights are not those that were asked for."""
 
     @classmethod
     def load(cls, directory: Path) -> Self:
@@ -121,6 +134,7 @@ class Model:
                 ),
                 towers={name: _tower(name, tower) for name, tower in card["towers"].items()},
                 files=frozenset(card["files"]),
+                notice=card.get("notice", ""),
             )
         except FileNotFoundError:
             raise ModelError(
@@ -140,9 +154,10 @@ class Model:
     def slug(self) -> str:
         """The model's name as OpenAI's files have it: ViT-L/14@336px is ViT-L-14-336px.
 
-        A fingerprint is a folder's name in S3, so it needs a name without a slash.
+        A fingerprint is a name in S3 with dots between its parts, so it needs a name without
+        slashes and dots.
         """
-        return self.name.replace("/", "-").replace("@", "-")
+        return re.sub("[/@.]", "-", self.name)
 
     def fingerprint(self, precision: str, preprocess: str, jpeg_draft: int) -> str:
         """Name everything that decides an image's vector.

@@ -1,6 +1,7 @@
 """``python -m handler.serve``: the web server, as ``make run`` starts it.
 
 It is ``uvicorn handler.main:app``, and when it is ready it says where to click and what to paste.
+If the weights are not those that were asked for, it says so last, where it is seen.
 """
 
 import argparse
@@ -9,6 +10,9 @@ import sys
 from collections.abc import Sequence
 
 import uvicorn
+
+from handler.config import Config
+from handler.model import Model
 
 
 def welcome(host: str, port: int) -> str:
@@ -21,7 +25,7 @@ def welcome(host: str, port: int) -> str:
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which prints a line when it listens."""
+    """uvicorn's server, which prints a line when it listens, and the model's notice."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen; then the model is loaded already."""
@@ -29,6 +33,8 @@ class Server(uvicorn.Server):
         if self.started:
             port = self.servers[0].sockets[0].getsockname()[1]  # another one where 0 was asked for
             print(welcome(self.config.host, port), flush=True)
+            if notice := Model.load(Config.from_env().model_dir).notice:
+                print(f"\n{notice}", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

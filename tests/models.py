@@ -37,7 +37,7 @@ def main() -> int:
         print(json.dumps(measured(Path(folder), precision)))
         return 0
     # Here, because a process that measures must not hold torch.
-    from export.checkpoint import DEFAULT, MODELS
+    from export.sources import DEFAULT, MODELS
 
     others = [name for name in MODELS if name != DEFAULT]
     return max(judge(name) for name in options.models or others)

@@ -2,17 +2,13 @@
 
 import dataclasses
 import hashlib
-import http.server
 import io
 import itertools
 import json
 import shutil
 import stat
 import struct
-import threading
-from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import onnx
@@ -23,9 +19,11 @@ pytest.importorskip("torch")
 
 import torch
 
-from export import ExportError, checkpoint, graph, images, parity
+from export import checkpoint, graph, images, parity
 from export.__main__ import main as export
-from export.checkpoint import DownloadError, Reference
+from export.checkpoint import Reference
+from export.download import sha256_of
+from export.sources import MODELS
 from handler.engines.torch_clip import import_clip
 from handler.model import Architecture
 from tests.conftest import SIDE
@@ -37,91 +35,6 @@ FILES = {f"{tower}.{kind}" for tower in ("visual", "text") for kind in ("onnx", 
 FILES |= {"vocabulary.json"}
 """What an export writes beside ``model.json``."""
 
-CONTENT = bytes(range(256)) * 5000
-
-
-class _Handler(http.server.BaseHTTPRequestHandler):
-    hits: ClassVar[list[str]] = []
-
-    def do_GET(self) -> None:
-        self.hits.append(self.path)
-        if self.path == "/gone.pt":
-            self.send_error(404)
-            return
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(CONTENT)))
-        self.end_headers()
-        self.wfile.write(CONTENT[:1000] if self.path == "/broken-off.pt" else CONTENT)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def download_server() -> Iterator[tuple[str, list[str]]]:
-    """(base URL, paths asked for so far) of a real HTTP server."""
-    _Handler.hits.clear()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_address[1]}", _Handler.hits
-        server.shutdown()
-        thread.join()
-
-
-def test_a_download_is_verified_and_cached(
-    download_server: tuple[str, list[str]], tmp_path: Path
-) -> None:
-    base, hits = download_server
-    digest = hashlib.sha256(CONTENT).hexdigest()
-    path = checkpoint.fetch(f"{base}/ViT.pt", digest, tmp_path)
-    assert path.read_bytes() == CONTENT
-    assert checkpoint.fetch(f"{base}/ViT.pt", digest, tmp_path) == path
-    assert hits == ["/ViT.pt"]
-
-
-def test_a_damaged_cached_file_is_downloaded_again(
-    download_server: tuple[str, list[str]], tmp_path: Path
-) -> None:
-    base, _ = download_server
-    (tmp_path / "ViT.pt").write_bytes(b"half a download")
-    path = checkpoint.fetch(f"{base}/ViT.pt", hashlib.sha256(CONTENT).hexdigest(), tmp_path)
-    assert path.read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("ViT.pt", "other bytes than expected"),
-        ("broken-off.pt", "broke off|other"),
-        ("gone.pt", "404|Not Found"),
-    ],
-)
-def test_a_bad_download_leaves_nothing(
-    download_server: tuple[str, list[str]], tmp_path: Path, name: str, message: str
-) -> None:
-    with pytest.raises(DownloadError, match=message):
-        checkpoint.fetch(f"{download_server[0]}/{name}", "0" * 64, tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_without_the_official_file_it_says_how_to_supply_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(checkpoint.fetch, "__defaults__", (tmp_path,))
-    monkeypatch.setattr(checkpoint.Official, "url", "http://127.0.0.1:9/ViT-B-32.pt")
-    assert export(["--out", str(tmp_path / "model")]) == 1
-    error = capsys.readouterr().err
-    assert "--checkpoint FILE" in error
-    assert "http://127.0.0.1:9/ViT-B-32.pt" in error
-    assert not (tmp_path / "model").exists()
-
-
-def test_the_official_files_are_those_that_clip_itself_downloads() -> None:
-    theirs = import_clip().clip._MODELS
-    ours = {name: official.url for name, official in checkpoint.MODELS.items()}
-    assert ours == {name: url for name, url in theirs.items() if name.startswith("ViT")}
-
 
 def test_it_never_overwrites_a_folder_that_holds_no_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -130,27 +43,6 @@ def test_it_never_overwrites_a_folder_that_holds_no_model(
     assert export(["--synthetic", "--out", str(tmp_path)]) == 1
     assert "holds no model" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").read_text() == "precious"
-
-
-def test_a_file_that_is_no_checkpoint_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    torch.save({"a": torch.zeros(1)}, tmp_path / "state.pt")
-    assert (
-        export(["--checkpoint", str(tmp_path / "state.pt"), "--out", str(tmp_path / "model")]) == 1
-    )
-    assert "not a TorchScript archive" in capsys.readouterr().err
-    assert (
-        export(["--checkpoint", str(tmp_path / "none.pt"), "--out", str(tmp_path / "model")]) == 1
-    )
-    assert "no such file" in capsys.readouterr().err
-    assert not (tmp_path / "model").exists()
-
-
-def test_another_architecture_is_refused(tmp_path: Path) -> None:
-    small = checkpoint.make_synthetic(tmp_path / "small.pt", architecture=SMALL)
-    with pytest.raises(ExportError, match="not a ViT-B/32"):
-        checkpoint.load_reference(small)
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +54,7 @@ def custom(synthetic: Path) -> Reference:
 @pytest.fixture
 def loaded(custom: Reference, monkeypatch: pytest.MonkeyPatch) -> str:
     """Its path, which the export does not load again."""
-    known = {(custom.path, False, "ViT-B/32"): custom}
+    known = {(custom.path, False, None, None): custom}
     monkeypatch.setattr(checkpoint, "load_reference", lambda *asked: known[asked])
     return str(custom.path)
 
@@ -177,13 +69,11 @@ def test_the_official_file_is_known_by_its_own_hash(
     synthetic: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So the fingerprints of all exports of it, old and new, are equal."""
-    known = dataclasses.replace(
-        checkpoint.MODELS["ViT-B/32"], sha256=checkpoint.sha256_of(synthetic)
-    )
-    monkeypatch.setitem(checkpoint.MODELS, "ViT-B/32", known)
+    known = dataclasses.replace(MODELS["ViT-B/32"], sha256=sha256_of(synthetic))
+    monkeypatch.setitem(MODELS, "ViT-B/32", known)
     official = checkpoint.load_reference(synthetic)
     assert official.weights == "openai"
-    assert official.sha256 == checkpoint.sha256_of(synthetic)
+    assert official.sha256 == sha256_of(synthetic)
 
 
 def test_the_hash_of_weights_is_of_what_its_description_says() -> None:
@@ -207,7 +97,7 @@ def test_two_archives_of_the_same_weights_are_one_checkpoint(tmp_path: Path) -> 
         path = checkpoint.make_synthetic(tmp_path / name, seed, architecture=SMALL)
         model, _ = import_clip().load(str(path), device="cpu", jit=False)
         weights = checkpoint.sha256_of_weights(model.visual.state_dict())
-        return checkpoint.sha256_of(path), weights
+        return sha256_of(path), weights
 
     one, other, another = archive("one.pt"), archive("two.pt"), archive("three.pt", seed=1)
     assert one[0] != other[0]  # else this test shows nothing
@@ -221,7 +111,7 @@ def test_the_gate_closes_on_a_wrong_graph(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     # The classic mistake of CLIP ports: GELU where the model has QuickGELU.
-    monkeypatch.setattr(graph, "_quick_gelu", lambda g, x: g.op("Gelu", x))
+    monkeypatch.setitem(graph._ACTIVATIONS, "quick_gelu", graph._gelu)
     two = dict(list(images.parity_images(SIDE).items())[:2])
     monkeypatch.setattr(images, "parity_images", lambda side: two)
     out = tmp_path / "model"
@@ -290,7 +180,7 @@ def test_model_json_holds_what_a_reader_needs(model_dir: Path, reference: Refere
     assert card["towers"]["image"]["sha256"] == reference.sha256 != card["towers"]["text"]["sha256"]
     assert card["files"].keys() == FILES
     for name, file in card["files"].items():
-        assert checkpoint.sha256_of(model_dir / name) == file["sha256"]
+        assert sha256_of(model_dir / name) == file["sha256"]
 
 
 def test_the_graph_is_portable_and_small(model_dir: Path) -> None:

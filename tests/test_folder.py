@@ -163,6 +163,15 @@ OTHERS = {
 }
 
 
+@pytest.mark.parametrize("name", ["ViT-L/14@336px", "ViT-1280x32/14", "laion/CLIP@3d74acf"])
+def test_a_model_of_any_name_may_be_replaced(tmp_path: Path, name: str) -> None:
+    write(tmp_path, "old", OLD)
+    card = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(card | {"model": name}))
+    export(tmp_path)
+    assert model_in(tmp_path) == "new"
+
+
 @pytest.mark.parametrize("kind", OTHERS)
 def test_a_folder_that_holds_no_model_is_refused(tmp_path: Path, kind: str) -> None:
     for name, text in OTHERS[kind].items():

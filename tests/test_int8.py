@@ -41,11 +41,12 @@ from export import (
 from export.__main__ import main as export
 from export.calibration import Channels
 from export.checkpoint import Reference
+from export.formats.config import MEAN, STD
 from export.graph import Graph, Matrix
 from export.int8 import Integer, Tower
 from export.mending import Vectors
 from export.rounding import Rounded
-from export.towers import MEAN, STD
+from export.sources import VIT_B_32
 from handler.config import Config, ConfigError
 from handler.encoder import load_encoder
 from handler.engines.onnx_cpu import OnnxCpuEngine
@@ -110,7 +111,7 @@ def exported(
         return towers[-1]
 
     with quickly() as patch, contextlib.redirect_stdout(io.StringIO()) as output:
-        patch.setattr("export.__main__._reference", lambda options: reference)
+        patch.setattr("export.__main__._reference", lambda options: (reference, ""))
         patch.setattr(int8, "quantize", noting)
         out = folder / "model"
         arguments = ["--synthetic", "--precision", "int8", "--towers", name]
@@ -155,25 +156,15 @@ def text(reference: Reference, tmp_path_factory: pytest.TempPathFactory) -> Expo
     return exported(changed, tmp_path_factory.mktemp("text"), name="text")
 
 
-@pytest.fixture(scope="module")
-def massive_reference(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reference]:
-    """A model of real width and three blocks, with massive activations in both towers."""
-    few_blocks = checkpoint.VIT_B_32._replace(image_layers=3, text_layers=3)
+@pytest.fixture(scope="module", params=[("image", "gelu"), ("text", "quick_gelu")], ids="-".join)
+def massive(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    """Each tower of real width and three blocks, with massive activations, under an activation."""
+    tower, activation = request.param
     path = tmp_path_factory.mktemp("massive") / "massive.pt"
+    few_blocks = VIT_B_32._replace(image_layers=3, text_layers=3, activation=activation)
     checkpoint.make_synthetic(path, architecture=few_blocks, massive=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(checkpoint.MODELS, "few", checkpoint.Official("few.pt", "", few_blocks))
-        yield checkpoint.load_reference(path, True, "few")
-
-
-@pytest.fixture(scope="module", params=["image", "text"])
-def massive(
-    request: pytest.FixtureRequest,
-    massive_reference: Reference,
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Export:
-    """Each of its towers."""
-    return exported(massive_reference, tmp_path_factory.mktemp("few"), name=request.param)
+    reference = checkpoint.load_reference(path, True)
+    return exported(reference, tmp_path_factory.mktemp(tower), name=tower)
 
 
 @torch.no_grad()
@@ -455,7 +446,7 @@ def state(reference: Reference) -> graph.Weights:
 
 def built(weights: graph.Weights, linear: graph.Linear) -> onnx.ModelProto:
     mean, std = np.array(MEAN), np.array(STD)
-    return graph.build_image(weights, checkpoint.VIT_B_32, mean, std, linear=linear)
+    return graph.build_image(weights, VIT_B_32, mean, std, linear=linear)
 
 
 # --- massive activations
@@ -513,7 +504,7 @@ def test_massive_activations_pass_in_integers(massive: Export) -> None:
     assert figures["mean_cosine"] > 0.9995
 
 
-@pytest.mark.parametrize("massive", ["image"], indirect=True)
+@pytest.mark.parametrize("massive", [("image", "gelu")], ids="-".join, indirect=True)
 def test_the_class_token_does_not_pass_without_its_outliers_in_float(massive: Export) -> None:
     """A text's first token is the same in all texts, and matters far less."""
     tower = massive.tower

@@ -7,6 +7,8 @@ full size and with all images.
 
 import dataclasses
 import io
+import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -30,9 +32,9 @@ from tests.conftest import ROOT, pixels_of, serve
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("torch")
-from export import ExportError, checkpoint  # noqa: E402  # which need torch
+from export import ExportError, checkpoint, sources  # noqa: E402  # which need torch
 from export.__main__ import main as export  # noqa: E402
-from export.checkpoint import MODELS  # noqa: E402
+from export.sources import DEFAULT, MODELS  # noqa: E402
 
 OTHERS = {
     "ViT-B/16": (224, 16, 512),
@@ -82,7 +84,7 @@ def folders(shallow: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     made = tmp_path_factory.mktemp("models")
     captions = texts.captions()[::9]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "CACHE", made)
+        patch.setattr(sources, "CACHE", made)
         patch.setattr(images, "parity_images", few_images)
         patch.setattr(images, "calibration_pixels", few_pictures)
         patch.setattr(texts, "captions", lambda: captions)
@@ -270,7 +272,7 @@ def test_the_templates_offer_every_model() -> None:
     parameter = templates.read("batch.yaml")["Parameters"]["Model"]
     names = {name: official.file.removesuffix(".pt") for name, official in MODELS.items()}
     assert parameter["AllowedValues"] == list(names.values())
-    assert parameter["Default"] == names[checkpoint.DEFAULT]
+    assert parameter["Default"] == names[DEFAULT]
     comment = re.findall(r"MODEL: (\S+) # or (.*)", (ROOT / "template.yaml").read_text())
     assert [[default, *others.split(", ")] for default, others in comment] == [list(MODELS)]
 
@@ -286,3 +288,52 @@ def test_make_run_exports_again_only_for_another_model(
     said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert ("-m export" in said) == is_exported
     assert ("--model ViT-B/16" in said) == is_exported
+
+
+@pytest.mark.parametrize(
+    ("asked", "is_exported"),
+    [
+        ("", False),
+        ("MODEL=hf:laion/CLIP", False),
+        ("MODEL=hf:laion/CLIP@main", True),
+        ("MODEL=ViT-B/32", True),
+    ],
+)
+def test_make_run_keeps_the_model_of_hugging_face_that_is_asked_for(
+    asked: str, is_exported: bool, tmp_path: Path
+) -> None:
+    card = {"format": 2, "model": "laion/CLIP@3d74acf", "checkpoint": {"asked": "hf:laion/CLIP"}}
+    (tmp_path / "model.json").write_text(json.dumps(card, indent=2))
+    said = _would_run("run", f"MODEL_DIR={tmp_path}", *asked.split())
+    assert ("-m export" in said) == is_exported
+
+
+def test_make_model_never_falls_back_and_make_run_does() -> None:
+    assert "--or-synthetic" in _would_run("run", "MODEL_DIR=none")
+    assert "--or-synthetic" not in _would_run("model")
+    own = _would_run("model", "CHECKPOINT=hf:laion/CLIP", "ACTIVATION=gelu")
+    assert "--checkpoint hf:laion/CLIP" in own
+    assert "--activation gelu" in own
+
+
+def test_make_image_passes_a_token_as_a_secret_and_a_mirror_as_an_argument() -> None:
+    """A build argument can be read from the layers that a build leaves behind."""
+    plain = _would_run("image", "WEIGHTS_URL=https://mirror.example/ViT-B-32.pt")
+    assert "--build-arg WEIGHTS_URL=https://mirror.example/ViT-B-32.pt" in plain
+    assert "--secret" not in plain
+    secret = _would_run("image", "HF_TOKEN=hf_abc", "MODEL=hf:laion/CLIP")
+    assert "--secret id=hf_token,env=HF_TOKEN" in secret
+    assert "hf_abc" not in secret
+    assert "--build-arg WEIGHTS=custom" in secret
+    (change,) = re.findall(r"sed '(.*?)' Dockerfile", secret)
+    sed = ["sed", change, str(ROOT / "Dockerfile")]
+    changed = subprocess.run(sed, capture_output=True, text=True, check=True).stdout
+    assert changed.count("RUN --mount=type=secret,id=hf_token checkpoint=") == 1
+
+
+def _would_run(*arguments: str) -> str:
+    """What make would run, where no variable of these is in the environment."""
+    own = {name: value for name, value in os.environ.items() if name not in ("HF_TOKEN", "MODEL")}
+    command = ["make", "--dry-run", *arguments]
+    run = subprocess.run(command, cwd=ROOT, env=own, capture_output=True, text=True, check=True)
+    return run.stdout

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from handler.engines import Embeddings, Pixels, TokenIds
-from handler.model import Model, ModelError
+from handler.model import Architecture, Model, ModelError
 from handler.precision import PRECISIONS
 
 # The compiled operators that torchvision's Python code names when it is imported.
@@ -80,17 +80,31 @@ Encode = Callable[[torch.Tensor], torch.Tensor]
 State = Mapping[str, torch.Tensor]
 
 
+def build_clip(architecture: Architecture) -> Any:
+    """Build ``clip.model.CLIP`` with weights of no meaning, in float32.
+
+    Its constructor knows OpenAI's numbers only: heads of 64 numbers, and QuickGELU. Others are put
+    in their places afterwards; no name of a weight changes.
+    """
+    import_clip()
+    from clip.model import CLIP
+
+    model = CLIP(*architecture[:10])
+    for block in model.visual.transformer.resblocks:
+        block.attn.head_dim = architecture.image_head_width
+        block.attn.num_heads = architecture.image_width // architecture.image_head_width
+    if architecture.activation == "gelu":
+        for tower in (model.visual, model):
+            for block in tower.transformer.resblocks:
+                block.mlp.gelu = torch.nn.GELU()
+    return model.eval()
+
+
 def _image_tower(model: Model, state: State, device: str) -> tuple[torch.nn.Module, Encode]:
     """Clip's ``VisionTransformer``, and how it is used: uint8 [n, side, side, 3] -> [n, size]."""
-    import_clip()
-    from clip.model import VisionTransformer
-
-    a = model.architecture
-    heads = a.image_width // 64
-    visual = VisionTransformer(
-        a.resolution, a.patch, a.image_width, a.image_layers, heads, a.embedding_size
-    )
-    visual = _loaded(visual, state, device)
+    # As small a text tower as can be: only the image tower is used.
+    small = model.architecture._replace(vocabulary=1, text_width=64, text_heads=1, text_layers=1)
+    visual = _loaded(build_clip(small).visual, state, device)
     shape = (1, 3, 1, 1)
     mean = torch.tensor(model.preprocessing.mean, device=device).view(shape)
     std = torch.tensor(model.preprocessing.std, device=device).view(shape)
@@ -108,13 +122,10 @@ def _text_tower(model: Model, state: State, device: str) -> tuple[torch.nn.Modul
 
     int32 [n, t] -> [n, size].
     """
-    import_clip()
-    from clip.model import CLIP
-
     a = model.architecture
     # clip has no class for the text tower alone: the image tower is as small as can be, and of its
     # weights only their number format is looked at.
-    clip = CLIP(*a._replace(resolution=1, patch=1, image_layers=0, image_width=64))
+    clip = build_clip(a._replace(resolution=1, patch=1, image_layers=0, image_width=64))
     clip = _loaded(clip, {**clip.state_dict(), **state}, device)
 
     def encode(tokens: torch.Tensor) -> torch.Tensor:

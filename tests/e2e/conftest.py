@@ -13,8 +13,10 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -114,9 +116,14 @@ class _QuietFiles(http.server.SimpleHTTPRequestHandler):
 
 
 def build(
-    arguments: dict[str, str], *options: str, check: bool = True
+    arguments: dict[str, str],
+    *options: str,
+    check: bool = True,
+    changed: Mapping[str, str] = MappingProxyType({}),
 ) -> subprocess.CompletedProcess[str]:
     """``docker build`` from the repository's files, by the classic builder.
+
+    `changed`: path of a file -> what it holds in the context instead.
 
     ``sam build`` uses that builder too, and finds every layer made already, provided that the
     context
@@ -133,7 +140,11 @@ def build(
             "handler",
             *(p.name for p in ROOT.glob("requirements*.txt")),
         ):
-            tar.add(ROOT / name, name, filter=_as_sam_packs_it)
+            tar.add(ROOT / name, name, filter=partial(_as_sam_packs_it, without=changed))
+        for name, text in changed.items():
+            entry = tar.gettarinfo(ROOT / name, name)
+            entry.size = len(text.encode())
+            tar.addfile(entry, io.BytesIO(text.encode()))
     machine = {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
     command = [
         DOCKER,
@@ -149,9 +160,9 @@ def build(
     return run(command, check=check, input=context.getvalue(), env=environment)
 
 
-def _as_sam_packs_it(file: tarfile.TarInfo) -> tarfile.TarInfo | None:
+def _as_sam_packs_it(file: tarfile.TarInfo, without: Container[str]) -> tarfile.TarInfo | None:
     file.mtime = int(file.mtime)
-    return None if "__pycache__" in file.name else file
+    return None if "__pycache__" in file.name or file.name in without else file
 
 
 @pytest.fixture(scope="session")

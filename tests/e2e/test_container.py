@@ -131,8 +131,8 @@ def test_without_the_checkpoint_the_build_fails_and_says_why(
     official = build_arguments | {"WEIGHTS": "openai"}
     done = build(official, "--target", "export", "--network=none", check=False)
     assert done.returncode != 0
-    assert "could not be downloaded" in done.stderr + done.stdout
-    assert "Put the official ViT-B-32.pt beside the Dockerfile" in done.stderr + done.stdout
+    assert "No source had the weights of ViT-B/32:" in done.stderr + done.stdout
+    assert "put it beside the Dockerfile, and run: make model" in done.stderr + done.stdout
 
 
 def test_an_unknown_kind_of_weights_is_refused(image: str, build_arguments: dict[str, str]) -> None:

@@ -1,0 +1,1 @@
+"""Programs that prove something; they are no tests."""
