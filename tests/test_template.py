@@ -216,8 +216,9 @@ def test_the_image_is_told_what_it_holds_in_one_place() -> None:
     """By the build alone, so that no deployment can be told otherwise."""
     arguments = Stack().resources["Function"]["Metadata"]["DockerBuildArgs"]
     dockerfile = (ROOT / "Dockerfile").read_text()
-    defaults = dict(re.findall(r"^ARG (\w+)=(\S*)$", dockerfile, re.MULTILINE))
-    assert arguments == {name: defaults[name] for name in ("WEIGHTS", "PROFILE", "TOWERS", "MODEL")}
+    defaults = dict(re.findall(r"^ARG (\w+)=?(\S*)$", dockerfile, re.MULTILINE))
+    names = ("WEIGHTS", "PROFILE", "TOWERS", "MODEL", "WEIGHTS_URL", "HF_ENDPOINT", "ACTIVATION")
+    assert arguments == {name: defaults[name] for name in names}
 
 
 def test_what_keeps_instances_warm() -> None:

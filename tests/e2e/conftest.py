@@ -338,7 +338,7 @@ def template(
     directory = tmp_path_factory.mktemp("sam")
     source = (ROOT / "template.yaml").read_text()
     arguments = "".join(f"\n        {name}: {value}" for name, value in build_arguments.items())
-    changed = re.sub(r"(?<=DockerBuildArgs:)(\n        [A-Z]+: [^\n]+)+", arguments, source)
+    changed = re.sub(r"(?<=DockerBuildArgs:)(\n        [A-Z_]+: [^\n]+)+", arguments, source)
     assert changed != source
     (directory / "template.yaml").write_text(changed)
     where = ("--base-dir", str(ROOT), "--build-dir", str(directory / "build"))
