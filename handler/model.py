@@ -154,8 +154,8 @@ class Model:
     def slug(self) -> str:
         """The model's name as OpenAI's files have it: ViT-L/14@336px is ViT-L-14-336px.
 
-        A fingerprint is a folder's name in S3 with dots between its parts, so it needs a name without
-        slashes and dots.
+        A fingerprint is a folder's name in S3 with dots between its parts, so that this has neither
+        slashes nor dots.
         """
         return re.sub("[/@.]", "-", self.name)
 
