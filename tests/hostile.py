@@ -12,9 +12,10 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from handler.errors import InvalidImage
 from handler.images import decode
@@ -94,6 +95,18 @@ def _close(_: str) -> None:
     time.sleep(60)
 
 
+def _try_all(attempts: Mapping[str, Callable[[], object]]) -> NoReturn:
+    """Answer with the names of those attempts that succeed."""
+    done = []
+    for name, attempt in attempts.items():
+        try:
+            attempt()
+        except (OSError, RuntimeError, ValueError):
+            continue
+        done.append(name)
+    raise InvalidImage(f"done: {done}; environment: {dict(os.environ)}")
+
+
 def _report(argument: str) -> None:
     """Try what must not work, and say what came of it."""
     attempts: dict[str, Callable[[], object]] = {
@@ -112,14 +125,7 @@ def _report(argument: str) -> None:
         "kill the parent": lambda: os.kill(os.getppid(), signal.SIGKILL),
         "raise a limit": lambda: __import__("resource").setrlimit(7, (100, 100)),
     }
-    done = []
-    for name, attempt in attempts.items():
-        try:
-            attempt()
-        except (OSError, RuntimeError, ValueError):
-            continue
-        done.append(name)
-    raise InvalidImage(f"done: {done}; environment: {dict(os.environ)}")
+    _try_all(attempts)
 
 
 def _reach(service: str) -> None:
@@ -138,14 +144,7 @@ def _reach(service: str) -> None:
         "raise a limit": lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (100, 100)),
         "allow memory": lambda: resource.setrlimit(resource.RLIMIT_AS, (-1, -1)),
     }
-    done = []
-    for name, attempt in attempts.items():
-        try:
-            attempt()
-        except (OSError, RuntimeError, ValueError):
-            continue
-        done.append(name)
-    raise InvalidImage(f"done: {done}; environment: {dict(os.environ)}")
+    _try_all(attempts)
 
 
 ACTIONS: dict[str, Callable[[str], None]] = {
