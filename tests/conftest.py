@@ -375,7 +375,7 @@ def emulator(
             if "COVERAGE_PROCESS_CONFIG" in os.environ:
                 _save_coverage(client, process.pid)
         os.killpg(process.pid, signal.SIGTERM)
-        process.wait(timeout=10)
+        process.wait()
 
 
 def _save_coverage(client: httpx.Client, emulator_pid: int) -> None:
@@ -405,14 +405,13 @@ def free_port() -> int:
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline:
+    """Wait until `process` listens at `port`, however busy the machine is; fail if it ends."""
+    while True:
         assert process.poll() is None, "the server stopped"
         with socket.socket() as s:
             if s.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.05)
-    pytest.fail("the server does not listen")
 
 
 def with_engine(encoder: Encoder, engine: Engine) -> Encoder:

@@ -77,7 +77,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
-def all_end(pids: Iterable[int], seconds: float = 10) -> bool:
+def all_end(pids: Iterable[int], seconds: float = 60) -> bool:
     """Wait until none of the processes is running; whether that came about in time."""
     deadline = time.monotonic() + seconds
     while any(map(is_running, pids)):
