@@ -74,7 +74,9 @@ def test_asked_for_the_other_profile_it_says_what_is_missing(fast: str) -> None:
     python = ("run", "--rm", "--env", "CLIP_PROFILE=exact", "--entrypoint", "python", fast, "-c")
     done = docker(*python, "import handler.main", check=False)
     assert done.returncode != 0
-    assert "visual.onnx cannot be loaded" in done.stderr + done.stdout
+    said = done.stderr + done.stdout
+    assert "CLIP_PROFILE=exact needs visual.onnx" in said
+    assert "set CLIP_PROFILE=fast, for which it was made" in said
 
 
 def test_an_unknown_profile_is_refused(image: str, build_arguments: dict[str, str]) -> None:
