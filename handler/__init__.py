@@ -13,4 +13,4 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 # pydantic would search every installed package for plug-ins.
 os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"

@@ -70,6 +70,15 @@ Those with tests that run alone come after all whose tests take long, for which 
 """
 
 
+def pytest_configure() -> None:
+    """Let programs that tests start be interrupted, also where this is a shell's background job.
+
+    Such a job ignores SIGINT, and so would all that it starts.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Bring the files of `LONGEST` to the front; all others keep their order."""

@@ -162,6 +162,16 @@ def test_a_torchscript_archive_is_read_as_clip_does_and_tells_its_activation(
     assert torch.equal(reference.preprocess(picture), preprocess(picture))
 
 
+@pytest.mark.parametrize("architecture", [SMALL, GELU])
+def test_an_archive_tells_its_activation_whatever_its_process_traced_before(
+    architecture: Any, tmp_path: Path
+) -> None:
+    """torch gives the classes of a second one other names."""
+    for number in range(2):
+        path = checkpoint.make_synthetic(tmp_path / f"{number}.pt", architecture=architecture)
+        assert load_reference(path).architecture.activation == architecture.activation
+
+
 def test_the_mean_and_deviation_are_clips_own() -> None:
     normalize = import_clip().clip._transform(64).transforms[-1]
     assert (tuple(normalize.mean), tuple(normalize.std)) == (MEAN, STD)

@@ -1,6 +1,7 @@
 """Read files of tensors without executing anything that is in them."""
 
 import pickle
+import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -108,7 +109,8 @@ def _torchscript(path: Path, trusted: bool) -> Content:
                 return Content(torch.jit.load(path, "cpu").state_dict(), None)
     if not isinstance(module, _Module):
         raise TypeError("no module")
-    named = " ".join(reader.classes)
+    # torch numbers the classes of a process that has traced others before.
+    named = re.sub(r"___torch_mangle_\d+\.", "", " ".join(reader.classes))
     found = [kind for word, kind in _ACTIVATIONS.items() if word in named]
     return Content(dict(_tensors(module, "")), found[0] if len(found) == 1 else None)
 
