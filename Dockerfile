@@ -48,11 +48,12 @@ COPY export/ export/
 # ViT-L/14@336px is called ViT-L-14-336px.pt), nothing is downloaded; checkpoint/ holds weights of one's own.
 COPY requirements-torch.txt ViT-*.p[t] pytorch_model.bi[n] model.safetensor[s] ./
 COPY requirements-torch.txt checkpoin[t] checkpoint/
-# A mirror of OpenAI's weights; the activation of weights that do not tell it; a mirror of Hugging Face, and a token
-# for it, which no stage after this one holds. A builder with secrets takes that as the secret hf_token.
+# A mirror of OpenAI's weights; the activation of weights that do not tell it; a mirror of Hugging Face, 1 to do without
+# it, and a token for it, which no stage after this one holds. A builder with secrets takes that as the secret hf_token.
 ARG WEIGHTS_URL
 ARG ACTIVATION
 ARG HF_ENDPOINT
+ARG HF_HUB_OFFLINE
 ARG HF_TOKEN
 RUN checkpoint="$(echo "$MODEL" | tr '/@' '--').pt"; \
     case "$PROFILE" in \

@@ -108,7 +108,7 @@ proof: $(VENV)/.dev $(MODEL_DIR)/model.json  ## 10,000 good and bad objects thro
 DOCKER ?= docker
 WITH_SECRET := sed 's/^RUN checkpoint=/RUN --mount=type=secret,id=hf_token checkpoint=/' Dockerfile |
 SECRET := --secret id=hf_token,env=HF_TOKEN --file -
-OF_THE_BUILD := WEIGHTS_URL ACTIVATION HF_ENDPOINT
+OF_THE_BUILD := WEIGHTS_URL ACTIVATION HF_ENDPOINT HF_HUB_OFFLINE
 image:  ## the Lambda image, clip-image-encoder (WEIGHTS=openai|custom|synthetic, PROFILE=exact|fast, TOWERS=image,text|image|text, MODEL=ViT-B/32|hf:NAME)
 	$(if $(HF_TOKEN),$(WITH_SECRET)) BUILDX_NO_DEFAULT_ATTESTATIONS=1 $(DOCKER) build $(if $(HF_TOKEN),$(SECRET)) \
 		--build-arg WEIGHTS=$(if $(filter hf:%,$(MODEL)),custom,$(WEIGHTS)) --build-arg PROFILE=$(PROFILE) --build-arg TOWERS=$(TOWERS) \
