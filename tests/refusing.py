@@ -1,7 +1,8 @@
 """``python -m tests.refusing CALLS COMMAND...``: run a command that may not make the calls CALLS.
 
 The kernel answers EPERM to each of them, in the command and in all that it starts, as AWS Lambda
-does. CALLS are names, or paths of profiles in Docker's format, with commas between.
+does. CALLS are names, or paths of profiles in Docker's format, with commas between. Who makes the
+call is killed if ``!`` stands before its name, as by systemd's ``SystemCallFilter``.
 """
 
 import ctypes
@@ -15,7 +16,7 @@ from pathlib import Path
 LAMBDA = Path(__file__).with_name("lambda-seccomp.json")
 """What the real Lambda refuses, as far as public reports tell."""
 
-_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000  # SCMP_ACT_* of seccomp.h
+_ALLOW, _ERRNO, _KILL = 0x7FFF0000, 0x00050000, 0x80000000  # SCMP_ACT_* of seccomp.h
 LIBRARY = "libseccomp.so.2"
 """Debian's and Ubuntu's package manager needs it, so it is there."""
 
@@ -26,9 +27,10 @@ def refuse(names: Iterable[str]) -> None:
     seccomp.seccomp_init.restype = ctypes.c_void_p
     context = ctypes.c_void_p(seccomp.seccomp_init(_ALLOW))
     for name in names:
-        number = seccomp.seccomp_syscall_resolve_name(name.encode())
+        number = seccomp.seccomp_syscall_resolve_name(name.removeprefix("!").encode())
         assert number != -1, f"there is no system call {name}"
-        failed = seccomp.seccomp_rule_add(context, _ERRNO | errno.EPERM, number, 0)
+        action = ctypes.c_uint32(_KILL if name.startswith("!") else _ERRNO | errno.EPERM)
+        failed = seccomp.seccomp_rule_add(context, action, number, 0)
         assert not failed, f"{name}: {os.strerror(-failed)}"
     failed = seccomp.seccomp_load(context)
     assert not failed, os.strerror(-failed)

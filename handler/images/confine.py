@@ -3,7 +3,7 @@
 A decoder is a large C library that reads a stranger's file. Code that takes one over should find a
 process without files, network, children or credentials. Kernels and containers differ in what they
 let a process give up: AWS Lambda, for one, refuses every ``prctl``. So each step is tried by
-itself, none is needed to decode, and `try_walls` tells what holds.
+itself, none is needed to decode, and `find_walls` tells what holds.
 """
 
 import ctypes
@@ -28,6 +28,9 @@ NOBODY = 65534
 
 LIFETIME = 3600
 """Seconds of CPU after which the kernel ends a decoder: an orphan that spins ends at last."""
+
+TRIAL_MEGABYTES = 64
+"""Limit on the memory of the process that tries the walls."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -88,23 +91,50 @@ def _address_space() -> int:  # pragma: no cover
         return int(file.read().split()[0]) * resource.getpagesize()
 
 
-def try_walls(megabytes: int, service: int) -> Walls:  # pragma: no cover
+def find_walls(service: int) -> Walls:  # pragma: no cover
     """Try to pass each wall, as code that took over a decoder would; see `Walls`.
 
-    `megabytes` is how far memory may grow, `service` the id of the service's process. What is
-    tried harms nobody where it succeeds.
+    `service` is the id of the service's process. A confined child process tries, because some
+    kernels kill whoever does (with systemd's ``SystemCallFilter``, for one); then a wall is there.
     """
-    return Walls(
-        memory=_fails(lambda: _map(megabytes + 1)),
-        cpu=not _fails(lambda: signal.setitimer(signal.ITIMER_PROF, 0)),
-        files=_fails(lambda: os.close(os.open("/", os.O_RDONLY))),
-        paths=_fails(lambda: os.unlink("/no/such/file"), but=FileNotFoundError),
-        network=_fails(socket.socket),
-        processes=_fails(_fork),
-        signals=_fails(lambda: os.kill(service, 0)),
-        ptrace=not _can_read_memory(service),
-        syscalls=_fails(lambda: os.getsid(0)),  # harmless, and not among those that decoding needs
-    )
+    zygote = os.getpid()
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            confine(TRIAL_MEGABYTES, zygote)
+            for trial in trials(service).values():
+                os.write(writer, bytes([trial()]))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    found = bytearray()
+    while data := os.read(reader, len(Walls._fields)):
+        found += data
+    os.close(reader)
+    if os.WIFSIGNALED(os.waitpid(child, 0)[1]):
+        found.append(True)
+    unknown = len(Walls._fields) - len(found)
+    return Walls(*map(bool, found), *[False] * unknown)
+
+
+def trials(service: int) -> dict[str, Callable[[], bool]]:  # pragma: no cover
+    """Return a function for each field of `Walls`, in their order, that tells whether it holds.
+
+    What is tried harms nobody where it succeeds.
+    """
+    return {
+        "memory": lambda: _fails(lambda: _map(TRIAL_MEGABYTES + 1)),
+        "cpu": lambda: not _fails(lambda: signal.setitimer(signal.ITIMER_PROF, 0)),
+        "files": lambda: _fails(lambda: os.close(os.open("/", os.O_RDONLY))),
+        "paths": lambda: _fails(lambda: os.unlink("/no/such/file"), but=FileNotFoundError),
+        "network": lambda: _fails(socket.socket),
+        "processes": lambda: _fails(_fork),
+        "signals": lambda: _fails(lambda: os.kill(service, 0)),
+        # Harmless, and not among the calls that decoding needs.
+        "syscalls": lambda: _fails(lambda: os.getsid(0)),
+        "ptrace": lambda: not _can_read_memory(service),
+    }
 
 
 def _fails(

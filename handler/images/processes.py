@@ -86,7 +86,7 @@ class Process:
         self._numbers = itertools.count(1)
 
     def greet(self) -> None:
-        """Read what the new decoder found out about its walls, and stand in for those missing.
+        """Read which walls hold the new decoder, and stand in for those of memory and time.
 
         Raises:
             Ended, Overloaded: it says nothing; the process is of no more use.

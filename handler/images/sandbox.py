@@ -10,9 +10,9 @@ text::
 
 What an image may cost is enforced by the kernel: CPU time by a timer that ends the process, memory
 by a limit on its address space, and everything else by what ``confine.py`` takes away. Where the
-kernel does not, ``watch.py`` sees to CPU time and memory from outside. Each new decoder tries what
-holds it (`Walls`), and `/health` says so. A process that ends, for whatever reason, takes one image
-with it. The next image gets a new process, which takes a few milliseconds.
+kernel does not, ``watch.py`` sees to CPU time and memory from outside. A process like them tries
+what holds (`Walls`), and `/health` says so. A process that ends, for whatever reason, takes one
+image with it. The next image gets a new process, which takes a few milliseconds.
 """
 
 import logging

@@ -23,10 +23,10 @@ class Walls(NamedTuple):
     """Start a process or a thread."""
     signals: bool
     """Send signals to the service."""
-    ptrace: bool
-    """Read or write the service's memory."""
     syscalls: bool
     """Make a system call that decoding does not need."""
+    ptrace: bool
+    """Read or write the service's memory. Last, because some kernels kill whoever tries."""
 
     def missing(self) -> list[str]:
         """Return the names of those walls that do not hold."""

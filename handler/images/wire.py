@@ -19,7 +19,7 @@ REPLY = struct.Struct("<i")
 """Zygote -> service: the new decoder's process id; or how one ended, as `os.waitpid` says it."""
 
 HELLO = struct.Struct("<9?")
-"""Decoder -> service, before its first image: `Walls` field by field."""
+"""Decoder -> service, before its first image: `Walls`, field by field."""
 
 REQUEST = struct.Struct("<QQ8sQII?I")
 """Service -> decoder: a number, the file's length and format, and `Limits` field by field. Then the

@@ -19,10 +19,11 @@ from handler.images.confine import (
     KEPT,
     become_nobody,
     confine,
+    find_walls,
     keep_memory,
     release_memory,
-    try_walls,
 )
+from handler.images.walls import Walls
 from handler.images.wire import (
     ANSWER,
     CONTROL,
@@ -52,10 +53,11 @@ def main(module: str, function: str) -> None:  # pragma: no cover
     become_nobody()
     # The collector writes into what it visits, and memory that is written to is shared no longer.
     gc.freeze()
+    walls = find_walls(service)
     decoders: set[int] = set()
     try:
         while (order := _next_order(control)) is not None:
-            control.send(REPLY.pack(_carry_out(order, decoders, to_pixels, service)))
+            control.send(REPLY.pack(_carry_out(order, decoders, to_pixels, walls)))
     finally:
         # The service may have been killed while a decoder is busy and sees nothing of it.
         for decoder in decoders:
@@ -82,11 +84,11 @@ def _next_order(control: socket.socket) -> _Order | None:  # pragma: no cover
 
 
 def _carry_out(  # pragma: no cover
-    order: _Order, decoders: set[int], to_pixels: ToPixels, service: int
+    order: _Order, decoders: set[int], to_pixels: ToPixels, walls: Walls
 ) -> int:
     """Fork or end a decoder, of which `decoders` is the list, and return the reply."""
     if order.connection is not None:
-        decoder = _fork(order.connection, to_pixels, order, service)
+        decoder = _fork(order.connection, to_pixels, order, walls)
         decoders.add(decoder)
         return decoder
     if order.number not in decoders:  # of a zygote before this one, and ended with it
@@ -123,7 +125,7 @@ def _silence() -> None:  # pragma: no cover
 
 
 def _fork(  # pragma: no cover
-    connection: int, to_pixels: ToPixels, order: _Order, service: int
+    connection: int, to_pixels: ToPixels, order: _Order, walls: Walls
 ) -> int:
     """Start a decoder that answers at `connection`, and return its process id."""
     zygote = os.getpid()
@@ -137,7 +139,7 @@ def _fork(  # pragma: no cover
         stream = socket.socket(fileno=CONTROL)
         keep_memory()
         confine(order.number, zygote)
-        stream.sendall(HELLO.pack(*try_walls(order.number, service)))
+        stream.sendall(HELLO.pack(*walls))
         serve(stream, to_pixels, order.seconds)
     finally:
         os._exit(0)
