@@ -71,12 +71,15 @@ Those with tests that run alone come after all whose tests take long, for which 
 
 
 def pytest_configure() -> None:
-    """Let programs that tests start be interrupted, also where this is a shell's background job.
+    """Let nothing of how the tests were started reach the programs that they start.
 
-    Such a job ignores SIGINT, and so would all that it starts.
+    A shell's background job ignores SIGINT, and so would all that it starts. The variables of a
+    ``make`` around the tests would be those of every ``make`` within.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL", "ARGS", "OTHER", "PROFILE", "WEIGHTS"):
+        os.environ.pop(name, None)
 
 
 @pytest.hookimpl(trylast=True)
