@@ -1,4 +1,4 @@
-"""What the kernel says of this process: how old it is, and the most memory it has taken.
+"""Ask the kernel how old this process is, and how much memory it has taken at most.
 
 A strict sandbox may lack these files. What cannot be read is left out.
 """

@@ -1,4 +1,4 @@
-"""What a decoder gives up before its first image, and the trial of what came of it. Linux only.
+"""Confine a decoder before its first image, and try what holds it. Linux only.
 
 A decoder is a large C library that reads a stranger's file. Code that takes one over should find a
 process without files, network, children or credentials. Kernels and containers differ in what they

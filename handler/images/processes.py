@@ -73,7 +73,7 @@ class Process:
     """A decoder, seen from the service."""
 
     walls: Walls
-    """What holds it, as `greet` found."""
+    """Found by `greet`: what holds it."""
 
     def __init__(self, pid: int, connection: socket.socket, megabytes: int, seconds: float) -> None:
         """Take its end of the connection, and what each of its images may take."""

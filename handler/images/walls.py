@@ -7,7 +7,7 @@ log = logging.getLogger("clip")
 
 
 class Walls(NamedTuple):
-    """What code that took over a decoder cannot do, found by trying; False where it can."""
+    """Name what code that took over a decoder cannot do, found by trying; False where it can."""
 
     memory: bool
     """Take more memory than ``CLIP_DECODE_MB``."""

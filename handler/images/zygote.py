@@ -65,7 +65,7 @@ def main(module: str, function: str) -> None:  # pragma: no cover
 
 
 class _Order(NamedTuple):
-    """What the service wants: a new decoder at `connection`, or that decoder `number` ends."""
+    """Ask for a new decoder at `connection` or, where that is None, for the end of `number`."""
 
     connection: int | None
     number: int
